@@ -1,0 +1,67 @@
+"""Which model a configuration attribute leads to: `config.vision_config` → its default class → `AutoModel`'s class for it."""
+
+from __future__ import annotations
+
+import ast
+
+from ..facts import Ref
+from .classes import Classes
+
+
+def auto_target(classes: Classes, owner: Ref, config: str | None) -> Ref | None:
+    """The class that `AutoModel.from_config(<config>)` makes in a method of `owner` when the configuration is the default one.
+
+    `config` is the argument's source text: `config` is the owner's own configuration, `config.x` a part of it. None where
+    the source names no default.
+    """
+    own = classes.config_class(owner)
+    if own is None or config is None:
+        return None
+    names = config.removeprefix("self.").split(".")
+    if names[0] != "config":
+        return None
+    model_type: str | None = classes.text_attribute(own, "model_type")
+    for name in names[1:]:
+        model_type, own = _sub_config(classes, own, name) if own is not None else (None, None)
+    return _base_model(classes, model_type)
+
+
+def _sub_config(classes: Classes, config: Ref, name: str) -> tuple[str | None, Ref | None]:
+    """The default model type and configuration class of one sub-configuration."""
+    for table in ("sub_configs_defaults", "sub_configs"):
+        value = classes.attribute(config, table)
+        for key, entry in zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ():
+            if not (isinstance(key, ast.Constant) and key.value == name):
+                continue
+            if isinstance(entry, ast.Name):
+                found = classes.resolve_class(config.file, entry.id)
+                if found is not None and classes.node(found) is not None:
+                    return classes.text_attribute(found, "model_type"), found
+            if isinstance(entry, ast.Call):
+                for keyword in entry.keywords:
+                    if keyword.arg == "model_type" and isinstance(keyword.value, ast.Constant):
+                        return str(keyword.value.value), None
+    return _assigned_default(classes, config, name), None
+
+
+def _assigned_default(classes: Classes, config: Ref, name: str) -> str | None:
+    """`self.text_config = CONFIG_MAPPING["qwen2"]()` in the configuration's methods: the model type in the subscript."""
+    node = classes.node(config)
+    for inner in ast.walk(node) if node is not None else ():
+        if not isinstance(inner, ast.Assign) or not isinstance(inner.value, ast.Call):
+            continue
+        targets = [target for target in inner.targets if isinstance(target, ast.Attribute) and target.attr == name]
+        function = inner.value.func
+        if targets and isinstance(function, ast.Subscript) and isinstance(function.slice, ast.Constant):
+            return str(function.slice.value)
+    return None
+
+
+def _base_model(classes: Classes, model_type: str | None) -> Ref | None:
+    source = classes.source
+    if model_type is None or model_type not in source.base_models:
+        return None
+    folder = source.folders.get(model_type, model_type.replace("-", "_"))
+    file = source.find_file(f"transformers/models/{folder}/modeling_{folder}.py")
+    name = source.base_models[model_type]
+    return source.resolve(name, file) if file is not None else None

@@ -1,0 +1,235 @@
+"""What was seen in the source: frozen, each with the place it was seen at.
+
+Facts say what is there, never what to do about it: that is the plan's. No syntax tree outlives `codegen.analyze`; where a
+rewrite needs the tree again it reads the definition again from its `SourceFile`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Span:
+    """A place in a source file. `file` is relative to the folder that holds the package, with forward slashes."""
+
+    file: str
+    line: int
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file.rpartition('/')[2]}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Ref:
+    """A top-level definition: the file it stands in and its name."""
+
+    file: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.file})"
+
+
+class Role(StrEnum):
+    DECODER = "decoder"
+    ENCODER = "encoder"
+
+
+class ParameterKind(StrEnum):
+    POSITIONAL_ONLY = "positional only"
+    POSITIONAL = "positional"
+    VAR_POSITIONAL = "*args"
+    KEYWORD_ONLY = "keyword only"
+    VAR_KEYWORD = "**kwargs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of a forward, `self` left out. `annotation` and `default` are source text."""
+
+    name: str
+    kind: ParameterKind
+    annotation: str | None
+    default: str | None
+
+    @property
+    def is_variadic(self) -> bool:
+        return self.kind in (ParameterKind.VAR_POSITIONAL, ParameterKind.VAR_KEYWORD)
+
+
+class EvidenceSource(StrEnum):
+    """Where a shape was read, the most trustworthy first."""
+
+    BODY = "use in the body"
+    OWN_DOCSTRING = "its own docstring"
+    SHARED_DOCSTRING = "auto_docstring's shared arguments"
+    HELPER_DOCSTRING = "the helper's docstring"
+    ANNOTATION = "its annotation"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    source: EvidenceSource
+    text: str
+    span: Span
+
+
+Dim = str | int | None
+"""A dimension: a symbolic name (its size changes from call to call), a fixed size, or None (fixed, size not known)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentShape:
+    """What is known of one argument that enters a region.
+
+    `dims` is None where no evidence gives a shape, or where it disagrees; then every dimension may change.
+    """
+
+    name: str
+    is_tensor: bool
+    is_python_int: bool = False
+    dims: tuple[Dim, ...] | None = None
+    evidence: tuple[Evidence, ...] = ()
+    disagreement: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrologueCall:
+    """A statement `targets = helper(..., kwargs=kwargs)` in a forward, whose helper pops its results from `kwargs`.
+
+    `keys[i]` is the key of `kwargs` under which the helper accepts what it would return for `targets[i]`.
+    `reads` are the local names that its arguments use.
+    """
+
+    targets: tuple[str, ...]
+    keys: tuple[str, ...]
+    helper: Ref
+    text: str
+    reads: tuple[str, ...]
+    first_line: int
+    last_line: int
+    span: Span
+    helper_span: Span
+
+
+class HazardKind(StrEnum):
+    HOST_READ = "host-read"
+    DATA_BRANCH = "data-branch"
+    DATA_SHAPE = "data-shape"
+    DYNAMIC_ROPE = "dynamic-rope"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hazard:
+    """Something in reach of a region that breaks the graph, recompiles, or changes results."""
+
+    kind: HazardKind
+    message: str
+    span: Span
+    owner: Ref
+    resolved_by: str | None = None
+
+
+class ChildKind(StrEnum):
+    DIRECT = "X(config)"
+    FROM_CONFIG = "X._from_config(config)"
+    AUTO = "AutoModel.from_config(config)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """A module made in an `__init__`: `self.attribute = callee(...)`, alone, in a list, or in a conditional.
+
+    `target` is the class it makes where the source fixes it; for `AUTO` it is the class that the config's default gives,
+    or None. `config` is the source text of the first argument.
+    """
+
+    attribute: str
+    kind: ChildKind
+    callee: str
+    target: Ref | None
+    config: str | None
+    repeated: bool
+    conditional: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedSplit:
+    """Attention over each segment of a packed sequence, in one method: see `codegen.analyze.packed`."""
+
+    owner: Ref
+    method: str
+    cu_seqlens: str
+    first_line: int
+    last_line: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """A forward as declared, in the class of the MRO that defines it.
+
+    `prologue_only` are the parameters that nothing but the prologue reads.
+    """
+
+    owner: Ref
+    parameters: tuple[Parameter, ...]
+    returns: str | None
+    decorators: tuple[str, ...]
+    shapes: tuple[ArgumentShape, ...]
+    prologue: tuple[PrologueCall, ...]
+    prologue_only: tuple[str, ...]
+    packed: PackedSplit | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassFact:
+    """A class of a modeling file. `init` names the class in its MRO whose `__init__` runs, `forward` likewise."""
+
+    ref: Ref
+    bases: tuple[str, ...]
+    mro: tuple[Ref, ...]
+    is_pretrained: bool
+    init: Ref | None
+    children: tuple[Child, ...]
+    forward: Forward | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleFact:
+    """A class that plays a role, and why: the chain of attributes from the entry down to it."""
+
+    role: Role
+    ref: Ref
+    entry: Ref
+    path: tuple[str, ...]
+    reason: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """All that was seen of one model: `classes` holds every class that a generated package may have to subclass."""
+
+    model: str
+    file: str
+    entries: tuple[Ref, ...]
+    classes: tuple[ClassFact, ...]
+    roles: tuple[RoleFact, ...]
+    hazards: tuple[Hazard, ...]
+    notes: tuple[tuple[Span, str], ...] = field(default=())
+
+    def of(self, ref: Ref) -> ClassFact:
+        for fact in self.classes:
+            if fact.ref == ref:
+                return fact
+        raise KeyError(str(ref))
+
+    def find(self, ref: Ref | None) -> ClassFact | None:
+        return next((fact for fact in self.classes if fact.ref == ref), None)
