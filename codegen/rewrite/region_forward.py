@@ -1,0 +1,151 @@
+"""The forward and the core of a region: the prologue outside of the graph, upstream's forward inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import libcst as cst
+
+from ..analyze.trees import Trees
+from ..facts import Forward, Parameter, ParameterKind, PrologueCall
+from ..plan import Region
+from ..source import Import, Source
+from .names import Move, Names
+
+
+_TORCH = Import(module="torch", name=None, bound_as="torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardText:
+    """What the templates of `forward` and `core` lay out: source text, already in the generated module's names."""
+
+    signature: str
+    returns: str
+    passed: str
+    entering: str
+    hoisted: tuple[str, ...]
+    hoisted_comment: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreText:
+    signature: str
+    returns: str
+    passed: str
+
+
+def region_forward(source: Source, trees: Trees, names: Names, forward: Forward, region: Region) -> ForwardText:
+    """The generated forward. Its signature is upstream's, with the keyword arguments that upstream's decorators take."""
+    signature, returns = _declaration(source, trees, names, forward)
+    rest = _keywords_name(forward.parameters)
+    entering = [f"{name}={name}" for name in _core_names(forward, region)]
+    return ForwardText(
+        signature=signature,
+        returns=returns,
+        passed=passed_on(forward.parameters, rest),
+        entering=", ".join([*entering, f"**{rest}"]),
+        hoisted=tuple(_hoisted(source, trees, names, forward, call) for call in region.hoisted),
+        hoisted_comment=_hoisted_comment(region),
+    )
+
+
+def region_core(source: Source, trees: Trees, names: Names, forward: Forward, region: Region) -> CoreText:
+    """The generated core: explicit tensors in, upstream's forward called with the prologue's results."""
+    declared = {parameter.name: parameter for parameter in forward.parameters}
+    rest = _keywords_name(forward.parameters)
+    annotations = {shape.name: "int | None" if shape.is_python_int else "torch.Tensor" for shape in region.contract}
+    entries = []
+    for name in _core_names(forward, region):
+        if name in declared:
+            entries.append(_parameter(names, source, forward, declared[name]))
+        else:
+            entries.append(f"{name}: {annotations.get(name, 'torch.Tensor')}")
+            names.imports.add(_TORCH)
+    variadic = next((p for p in forward.parameters if p.kind is ParameterKind.VAR_KEYWORD), None)
+    entries.append(f"**{_parameter(names, source, forward, variadic)}" if variadic else f"**{rest}")
+    _, returns = _declaration(source, trees, names, forward)
+    passed = []
+    for parameter in forward.parameters:
+        if parameter.kind is ParameterKind.VAR_KEYWORD:
+            continue
+        value = "None" if parameter.name in region.dropped else parameter.name
+        passed.append(f"{parameter.name}={value}" if parameter.kind is ParameterKind.KEYWORD_ONLY else value)
+    passed += [f"{key}={target}" for call in region.hoisted for key, target in zip(call.keys, call.targets, strict=True)]
+    return CoreText(
+        signature=", ".join(["self", *entries]) + ",", returns=returns, passed=", ".join([*passed, f"**{rest}"])
+    )
+
+
+def passed_on(parameters: tuple[Parameter, ...], rest: str | None = None) -> str:
+    """The arguments that hand every parameter on to the same method of the base class."""
+    passed = []
+    for parameter in parameters:
+        match parameter.kind:
+            case ParameterKind.POSITIONAL_ONLY | ParameterKind.POSITIONAL:
+                passed.append(parameter.name)
+            case ParameterKind.VAR_POSITIONAL:
+                passed.append(f"*{parameter.name}")
+            case ParameterKind.KEYWORD_ONLY:
+                passed.append(f"{parameter.name}={parameter.name}")
+            case ParameterKind.VAR_KEYWORD:
+                rest = parameter.name
+    return ", ".join([*passed, f"**{rest}"] if rest else passed)
+
+
+def _core_names(forward: Forward, region: Region) -> list[str]:
+    """What enters the core: the parameters it still reads, then the prologue's results, each once."""
+    own = [p.name for p in forward.parameters if not p.is_variadic and p.name not in region.dropped]
+    return list(dict.fromkeys([*own, *(target for call in region.hoisted for target in call.targets)]))
+
+
+def _keywords_name(parameters: tuple[Parameter, ...]) -> str:
+    return next((p.name for p in parameters if p.kind is ParameterKind.VAR_KEYWORD), "kwargs")
+
+
+def _declaration(source: Source, trees: Trees, names: Names, forward: Forward) -> tuple[str, str]:
+    """The parameters, `self` included, and the return annotation, in the generated module's names."""
+    tree = trees.method(forward.owner, "forward")
+    method = tree.method
+    move = Move(names, source.file(forward.owner.file), method)
+    declared = method.params.visit(move)
+    assert isinstance(declared, cst.Parameters)
+    signature = tree.code(declared).strip().rstrip(",")
+    if declared.star_kwarg is None:
+        # Upstream's decorators take `return_dict` and the like from keyword arguments that the signature doesn't show.
+        signature += ", **kwargs"
+    if method.returns is None:
+        return signature, ""
+    returned = method.returns.annotation.visit(move)
+    assert isinstance(returned, cst.BaseExpression)
+    return signature, f" -> {tree.code(returned)}"
+
+
+def _parameter(names: Names, source: Source, forward: Forward, parameter: Parameter) -> str:
+    """A parameter without its default: the forward hands every argument over."""
+    if parameter.annotation is None:
+        return parameter.name
+    function = cst.parse_statement(f"def f(self) -> {parameter.annotation}: ...")
+    assert isinstance(function, cst.FunctionDef) and function.returns is not None
+    moved = function.returns.annotation.visit(Move(names, source.file(forward.owner.file), function))
+    assert isinstance(moved, cst.BaseExpression)
+    return f"{parameter.name}: {cst.Module(body=()).code_for_node(moved)}"
+
+
+def _hoisted(source: Source, trees: Trees, names: Names, forward: Forward, call: PrologueCall) -> str:
+    """One prologue statement in the generated module's names; the forward's own names stay."""
+    statement = cst.parse_statement(call.text)
+    assert isinstance(statement, cst.SimpleStatementLine)
+    method = trees.method(forward.owner, "forward").method
+    moved = statement.visit(Move(names, source.file(forward.owner.file), method))
+    assert isinstance(moved, cst.SimpleStatementLine)
+    return cst.Module(body=(moved,)).code.strip()
+
+
+def _hoisted_comment(region: Region) -> tuple[str, ...]:
+    if not region.hoisted:
+        return ()
+    first, last = region.hoisted[0].first_line, region.hoisted[-1].last_line
+    file = region.hoisted[0].span.file.rpartition("/")[2]
+    lines = f"{file}:{first}-{last}" if last > first else f"{file}:{first}"
+    return (f"vgen prologue: computed from values, so outside of the graph ({lines}).",)
