@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What generated packages import, and what their users call.
+
+Names are imported when they are used, so that the build can use `vgen.runtime.digest` where there is no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .attention import packed_attention
+    from .check import require_upstream
+    from .children import child_from_config
+    from .contract import Contract, size, tensor
+    from .counting import RegionCounters, counters, reset_counters
+    from .errors import (
+        ArchitectureError,
+        EncoderNotFoundError,
+        LockError,
+        ModelNotBuiltError,
+        OptionsError,
+        UpstreamChangedError,
+        VgenRuntimeError,
+    )
+    from .loader import load
+    from .region import Compiled, Region, Role
+    from .settings import Options, current_options, options
+    from .upstream import AsUpstream
+
+_MODULES = {
+    "ArchitectureError": "errors",
+    "AsUpstream": "upstream",
+    "Compiled": "region",
+    "Contract": "contract",
+    "EncoderNotFoundError": "errors",
+    "LockError": "errors",
+    "ModelNotBuiltError": "errors",
+    "Options": "settings",
+    "OptionsError": "errors",
+    "Region": "region",
+    "RegionCounters": "counting",
+    "Role": "region",
+    "UpstreamChangedError": "errors",
+    "VgenRuntimeError": "errors",
+    "child_from_config": "children",
+    "counters": "counting",
+    "current_options": "settings",
+    "load": "loader",
+    "options": "settings",
+    "packed_attention": "attention",
+    "require_upstream": "check",
+    "reset_counters": "counting",
+    "size": "contract",
+    "tensor": "contract",
+}
+
+__all__ = [
+    "ArchitectureError",
+    "AsUpstream",
+    "Compiled",
+    "Contract",
+    "EncoderNotFoundError",
+    "LockError",
+    "ModelNotBuiltError",
+    "Options",
+    "OptionsError",
+    "Region",
+    "RegionCounters",
+    "Role",
+    "UpstreamChangedError",
+    "VgenRuntimeError",
+    "child_from_config",
+    "counters",
+    "current_options",
+    "load",
+    "options",
+    "packed_attention",
+    "require_upstream",
+    "reset_counters",
+    "size",
+    "tensor",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{module}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

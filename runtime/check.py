@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the installed Transformers is the one that a generated package was built from.
+
+Generated packages call this first, so it reads files and imports neither torch nor Transformers.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from .digest import bytes_digest, definitions
+from .errors import UpstreamChangedError
+from .lock import LOCK_NAME, read_lock
+
+
+def require_upstream(package_name: str, package_file: str) -> None:
+    """Raise unless the upstream definitions that a generated package uses are the ones it was built from.
+
+    Args:
+        package_name: The package's `__name__`; its last part is the model that `vgen build` takes.
+        package_file: The package's `__file__`; `vgen.lock` lies beside it.
+
+    Raises:
+        LockError: `vgen.lock` is missing or broken.
+        UpstreamChangedError: Transformers isn't installed, or definitions in it changed, were moved or were removed.
+    """
+    model = package_name.rpartition(".")[2]
+    command = f"vgen build {model}"
+    lock = read_lock(Path(package_file).with_name(LOCK_NAME), command=command)
+    root = _site()
+    if root is None:
+        raise UpstreamChangedError(
+            f"{package_name} holds subclasses of Transformers' {model} classes, but the package transformers isn't "
+            f"installed here: `pip install transformers` installs it."
+        )
+    changed: list[str] = []
+    for name, expected in sorted(lock.upstream.items()):
+        path = root / name
+        data = _read(path)
+        if data is None:
+            changed.append(f"{', '.join(sorted(expected))} (the file {path} is gone)")
+        elif lock.files.get(name) != bytes_digest(data):
+            changed.extend(_changes(path, data, expected))
+    if changed:
+        raise UpstreamChangedError(
+            f"{package_name} was built from another Transformers than the installed one. These definitions that it "
+            f"relies on are different now: {'; '.join(changed)}. Run `{command}` to build it again and review the "
+            f"diff, or install the Transformers that {Path(package_file).with_name(LOCK_NAME)} names."
+        )
+
+
+def _changes(path: Path, data: bytes, expected: Mapping[str, str]) -> list[str]:
+    try:
+        found = definitions(data.decode("utf-8"), expected)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return [f"{', '.join(sorted(expected))} ({path} can't be parsed: {error})"]
+    changes = []
+    for name, digest in sorted(expected.items()):
+        definition = found.get(name)
+        if definition is None:
+            changes.append(f"{name} (gone from {path})")
+        elif definition.digest != digest:
+            changes.append(f"{name} ({path}:{definition.line})")
+    return changes
+
+
+@lru_cache(maxsize=1)
+def _site() -> Path | None:
+    """The folder that holds the transformers package."""
+    spec = importlib.util.find_spec("transformers")
+    locations = None if spec is None else spec.submodule_search_locations
+    return Path(next(iter(locations))).parent if locations else None
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
