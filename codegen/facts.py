@@ -34,8 +34,19 @@ class Ref:
 
 
 class Role(StrEnum):
+    """What a class is in its model. EITHER: its config's `is_decoder` says it of each instance."""
+
     DECODER = "decoder"
     ENCODER = "encoder"
+    EITHER = "either"
+
+
+class Modality(StrEnum):
+    """What a region reads. Encoders of images and audio compile when they are asked for, text always."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    AUDIO = "audio"
 
 
 class ParameterKind(StrEnum):
@@ -137,6 +148,7 @@ class ChildKind(StrEnum):
     DIRECT = "X(config)"
     FROM_CONFIG = "X._from_config(config)"
     AUTO = "AutoModel.from_config(config)"
+    """Of any of Transformers' auto classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +208,8 @@ class ClassFact:
     mro: tuple[Ref, ...]
     is_pretrained: bool
     init: Ref | None
+    inherits_init: Ref | None
+    """The class whose `__init__` that of `init` runs through `super()`, where it makes children too."""
     children: tuple[Child, ...]
     forward: Forward | None
     span: Span
@@ -206,6 +220,7 @@ class RoleFact:
     """A class that plays a role, and why: the chain of attributes from the entry down to it."""
 
     role: Role
+    modality: Modality
     ref: Ref
     entry: Ref
     path: tuple[str, ...]

@@ -15,7 +15,9 @@ from .facts import (
     ArgumentShape,
     Child,
     ChildKind,
+    ClassFact,
     Hazard,
+    Modality,
     ModelFacts,
     PrologueCall,
     Ref,
@@ -40,6 +42,7 @@ class Region:
     ref: Ref
     tag: str
     role: Role
+    modality: Modality
     granularity: Granularity
     contract: tuple[ArgumentShape, ...]
     hoisted: tuple[PrologueCall, ...]
@@ -64,6 +67,8 @@ class Carrier:
 
     ref: Ref
     init: Ref
+    base: Ref | None
+    """A generated class whose `__init__` runs through `super()`: it becomes a base class, after the upstream class."""
     exchanged: tuple[Child, ...]
     reason: str
     span: Span
@@ -102,24 +107,24 @@ class Plan:
         return tuple(hazard for hazard in self.hazards if hazard.resolved_by is None)
 
 
+_LIST = "`vgen list` shows what can be built."
+
+
 def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
     """What to generate for one model.
 
-    Raises `VgenError` "no-region" where every role is played by classes of other models' packages.
+    Raises `VgenError` "no-region" where nothing would be generated.
     """
     chosen = _chosen(facts)
     packages = {_package(role.ref) for role in facts.roles if _package(role.ref) != facts.model}
-    if not chosen:
-        raise VgenError(
-            "no-region",
-            f"{facts.file} makes its decoder and encoders with AutoModel alone, from other models' packages.",
-            hint=f"Build {' and '.join(sorted(packages))} instead." if packages else None,
-        )
     hazards = _resolve(facts)
     regions = tuple(region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity))
     rewrites = tuple(dict.fromkeys(rewrite for region in regions for rewrite in _rewrites(facts, region.ref)))
     carriers = _carriers(facts, {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites})
-    generated = {part.ref for part in (*regions, *rewrites, *carriers)}
+    generated = {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites}
+    generated |= {carrier.ref for carrier in carriers}
+    if not generated:
+        raise VgenError("no-region", f"{facts.file} makes no class that could be compiled.", hint=_LIST)
     return Plan(
         model=facts.model,
         file=facts.file,
@@ -131,7 +136,11 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
         order=tuple(sorted(generated, key=lambda ref: (ref.file == facts.file, ref.file, facts.of(ref).span.line))),
         hazards=tuple(
             dict.fromkeys(
-                hazard for role in chosen for ref in _reach(facts, role.ref) for hazard in hazards if hazard.owner == ref
+                hazard
+                for role in chosen
+                for ref in _reach(facts, role.ref)
+                for hazard in hazards
+                if hazard.owner == ref
             )
         ),
         packages=tuple(sorted(packages)),
@@ -151,7 +160,9 @@ def _chosen(facts: ModelFacts) -> tuple[RoleFact, ...]:
         made_elsewhere = _package(role.ref) != facts.model and _is_auto(facts, role)
         if not made_elsewhere:
             found.setdefault(role.ref, role)
-    return tuple(sorted(found.values(), key=lambda role: (role.role is Role.DECODER, facts.of(role.ref).span.line)))
+    return tuple(
+        sorted(found.values(), key=lambda role: (role.role is not Role.ENCODER, facts.of(role.ref).span.line))
+    )
 
 
 def _is_auto(facts: ModelFacts, role: RoleFact) -> bool:
@@ -182,7 +193,9 @@ def _resolve(facts: ModelFacts) -> tuple[Hazard, ...]:
     splits = [fact.forward.packed for fact in facts.classes if fact.forward is not None and fact.forward.packed]
     found = []
     for hazard in facts.hazards:
-        inside = any(s.span.file == hazard.span.file and s.first_line <= hazard.span.line <= s.last_line for s in splits)
+        inside = any(
+            s.span.file == hazard.span.file and s.first_line <= hazard.span.line <= s.last_line for s in splits
+        )
         found.append(dataclasses.replace(hazard, resolved_by="packed-attention") if inside else hazard)
     return tuple(found)
 
@@ -218,10 +231,11 @@ def _regions(
 
 
 def _tag(facts: ModelFacts, role: RoleFact, chosen: tuple[RoleFact, ...]) -> str:
-    """`model.role`, with the attribute where several classes of the model play the role."""
+    """`model.role`, with the class where several classes of the model play the role; the model alone where the role is the
+    instance's."""
     alike = [other for other in chosen if other.role is role.role]
-    name = f".{role.path[-1]}" if len(alike) > 1 and role.path else ""
-    return f"{facts.model}.{role.role}{name}"
+    name = f".{role.ref.name}" if len(alike) > 1 else ""
+    return f"{facts.model}{name}" if role.role is Role.EITHER else f"{facts.model}.{role.role}{name}"
 
 
 def _blocks(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
@@ -242,9 +256,7 @@ def _blocks(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
     return tuple(found)
 
 
-def _region(
-    facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: Granularity, reason: str
-) -> Region:
+def _region(facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: Granularity, reason: str) -> Region:
     fact = facts.of(ref)
     assert fact.forward is not None
     forward = fact.forward
@@ -253,6 +265,7 @@ def _region(
         ref=ref,
         tag=tag,
         role=role.role,
+        modality=role.modality,
         granularity=granularity,
         contract=tuple(shape for shape in forward.shapes if shape.name not in forward.prologue_only),
         hoisted=forward.prologue,
@@ -285,39 +298,34 @@ def _rewrites(facts: ModelFacts, root: Ref) -> tuple[Rewrite, ...]:
 
 
 def _carriers(facts: ModelFacts, generated: set[Ref]) -> tuple[Carrier, ...]:
-    """Every class whose `__init__` makes a generated class, directly or through one that does, or an AutoModel child."""
-    found: dict[Ref, Carrier] = {}
+    """Every class whose `__init__` makes a generated class, directly or through one that does, or an auto class's child."""
+    complete = set(generated)
+    carrying: set[Ref] = set()
     changed = True
     while changed:
         changed = False
         for fact in facts.classes:
-            if fact.ref in found or fact.init is None or _package(fact.ref) != facts.model and fact.ref not in generated:
+            if (
+                fact.ref in carrying
+                or fact.init is None
+                or (_package(fact.ref) != facts.model and fact.ref not in complete)
+            ):
                 continue
-            exchanged = tuple(
-                child
-                for child in fact.children
-                if child.kind is ChildKind.AUTO or child.target in generated or child.target in found
-            )
-            if exchanged:
-                names = dict.fromkeys(child.target.name if child.target else child.callee for child in exchanged)
-                found[fact.ref] = Carrier(
-                    ref=fact.ref,
-                    init=fact.init,
-                    exchanged=exchanged,
-                    reason=f"makes {', '.join(names)}",
-                    span=facts.of(fact.ref).span,
-                )
+            if fact.inherits_init in carrying or _exchanged(fact, complete):
+                carrying.add(fact.ref)
+                complete.add(fact.ref)
                 changed = True
-    # A carrier found early may make classes that were found later.
-    complete = generated | set(found)
-    return tuple(
-        dataclasses.replace(
-            carrier,
-            exchanged=tuple(
-                child
-                for child in facts.of(carrier.ref).children
-                if child.kind is ChildKind.AUTO or child.target in complete
-            ),
-        )
-        for carrier in sorted(found.values(), key=lambda carrier: carrier.span)
-    )
+    return tuple(_carrier(fact, complete, carrying) for fact in facts.classes if fact.ref in carrying)
+
+
+def _carrier(fact: ClassFact, generated: set[Ref], carrying: set[Ref]) -> Carrier:
+    assert fact.init is not None
+    exchanged = _exchanged(fact, generated)
+    base = fact.inherits_init if fact.inherits_init in carrying else None
+    names = dict.fromkeys(child.target.name if child.target else child.callee for child in exchanged)
+    reason = f"makes {', '.join(names)}" if names else f"runs the __init__ of {base.name if base else fact.init.name}"
+    return Carrier(ref=fact.ref, init=fact.init, base=base, exchanged=exchanged, reason=reason, span=fact.span)
+
+
+def _exchanged(fact: ClassFact, generated: set[Ref]) -> tuple[Child, ...]:
+    return tuple(child for child in fact.children if child.kind is ChildKind.AUTO or child.target in generated)

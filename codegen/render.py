@@ -12,7 +12,7 @@ import jinja2
 import libcst as cst
 
 from .analyze.trees import Trees
-from .facts import ArgumentShape, ClassFact, ModelFacts, Ref, Role
+from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Ref, Role
 from .plan import Carrier, Granularity, Plan, Region, Rewrite
 from .rewrite.carrier_init import CHILD_FROM_CONFIG, carrier_init
 from .rewrite.names import UPSTREAM, Names
@@ -110,7 +110,7 @@ class _Writer:
             methods.append(self._rewritten(fact, rewrite))
         return ClassText(
             name=ref.name,
-            bases=self._bases(fact, region),
+            bases=self._bases(fact, region, carrier),
             docstring=_docstring(fact, region),
             region=self._region(region) if region is not None else None,
             methods=tuple(methods),
@@ -125,10 +125,16 @@ class _Writer:
         lines |= {f"from {runtime} import {name}" for name in self.runtime}
         return tuple(sorted(lines))
 
-    def _bases(self, fact: ClassFact, region: Region | None) -> tuple[str, ...]:
-        mixins = [name for name, wanted in (("AsUpstream", fact.is_pretrained), ("Compiled", region)) if wanted]
-        self.runtime.update(mixins)
-        return (*mixins, self.names.reference(fact.ref))
+    def _bases(self, fact: ClassFact, region: Region | None, carrier: Carrier | None) -> tuple[str, ...]:
+        as_upstream = ("AsUpstream",) if fact.is_pretrained else ()
+        compiled = ("Compiled",) if region is not None else ()
+        upstream = self.names.reference(fact.ref)
+        self.runtime.update((*as_upstream, *compiled))
+        if carrier is None or carrier.base is None:
+            return (*as_upstream, *compiled, upstream)
+        # After the upstream class, whose `super()` then finds it; it has the mixin too, which has to follow it.
+        compiled = compiled if carrier.base not in self.regions else ()
+        return (*compiled, upstream, carrier.base.name, *as_upstream)
 
     def _init(self, carrier: Carrier) -> str:
         function = carrier_init(self.source, self.trees, self.names, carrier.init)
@@ -170,6 +176,8 @@ class _Writer:
             "rotary": region.rotary,
             "records_outputs": region.records_outputs,
         }
+        if region.modality is Modality.TEXT and region.role is Role.ENCODER:
+            flags["text"] = True
         block = ("per_instance=False",) if region.granularity is Granularity.BLOCK else ()
         return RegionText(
             tag=region.tag,
@@ -192,8 +200,10 @@ class _Writer:
 def _docstring(fact: ClassFact, region: Region | None) -> str | None:
     if region is None:
         return None
-    what = f"{region.role.capitalize()} region" + (" (each layer)" if region.granularity is Granularity.BLOCK else "")
-    when = "" if region.role is Role.DECODER else ", compiled if `compile_mm_encoder` is set"
+    kind = "Encoder or decoder" if region.role is Role.EITHER else region.role.capitalize()
+    what = f"{kind} region" + (" (each layer)" if region.granularity is Granularity.BLOCK else "")
+    asked = region.role is Role.ENCODER and region.modality is not Modality.TEXT
+    when = ", compiled if `compile_mm_encoder` is set" if asked else ""
     return f"{what}{when}. Upstream: {fact.span}."
 
 

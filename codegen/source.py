@@ -55,7 +55,9 @@ class SourceFile:
         except OSError as error:
             raise VgenError("unreadable", f"{path} can't be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:
-            raise VgenError("unreadable", f"{path} isn't UTF-8 text ({error.reason} at byte {error.start}).") from error
+            raise VgenError(
+                "unreadable", f"{path} isn't UTF-8 text ({error.reason} at byte {error.start})."
+            ) from error
 
     @cached_property
     def lines(self) -> list[str]:
@@ -100,7 +102,6 @@ class SourceFile:
     @cached_property
     def imports(self) -> dict[str, Import]:
         found = {}
-        package = self.module if self.rel.endswith("/__init__.py") else self.module.rpartition(".")[0]
         for node in _top_level(self.tree.body):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -112,12 +113,19 @@ class SourceFile:
                     else:
                         found[bound] = Import(module=alias.name if alias.asname else bound, name=None, bound_as=bound)
             elif isinstance(node, ast.ImportFrom):
-                base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-                module = ".".join([*base, *([node.module] if node.module else [])])
+                module = self.absolute(node.module or "", level=node.level)
                 for alias in node.names:
                     bound = alias.asname or alias.name
                     found[bound] = Import(module=module, name=alias.name, bound_as=bound)
         return found
+
+    def absolute(self, module: str, *, level: int) -> str:
+        """The absolute name of a module imported with `level` leading dots."""
+        if not level:
+            return module
+        package = self.module if self.rel.endswith("/__init__.py") else self.module.rpartition(".")[0]
+        parts = package.split(".")
+        return ".".join([*parts[: len(parts) - level + 1], *([module] if module else [])])
 
     @cached_property
     def star_imports(self) -> tuple[str, ...]:
@@ -173,6 +181,7 @@ class Source:
     root: Path
     version: str
     _files: dict[str, SourceFile | None] = field(default_factory=dict, repr=False)
+    _auto_models: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def file(self, rel: str) -> SourceFile:
         found = self.find_file(rel)
@@ -232,10 +241,17 @@ class Source:
         special = self._table("SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
         return {name: special.get(name, name.replace("-", "_")) for name in configs}
 
-    @cached_property
-    def base_models(self) -> dict[str, str]:
-        """Model type → the class that `AutoModel` makes of it; the first where there are several."""
-        return self._table("MODEL_MAPPING_NAMES")
+    def auto_models(self, auto_class: str) -> dict[str, str]:
+        """Model type → the class that one of Transformers' auto classes makes of it; the first where there are several."""
+        if auto_class not in self._auto_models:
+            file = self.file(f"{PACKAGE}/models/auto/modeling_auto.py")
+            definition = file.definitions.get(auto_class)
+            mapping = None
+            for node in definition.node.body if definition is not None else ():
+                if isinstance(node, ast.Assign) and any(_is_name(target, "_model_mapping") for target in node.targets):
+                    mapping = node.value.id if isinstance(node.value, ast.Name) else None
+            self._auto_models[auto_class] = self._table(f"{mapping}_NAMES") if mapping is not None else {}
+        return self._auto_models[auto_class]
 
     def resolve_model(self, name: str) -> str:
         """The folder of a model type or folder name; a hyphen serves for an underscore."""

@@ -1,27 +1,77 @@
-"""How a class makes its children: every module that its `__init__` constructs."""
+"""How a class makes its children: every module that its `__init__` constructs, and that of a base class which it runs."""
 
 from __future__ import annotations
 
+import ast
+from dataclasses import replace
 from functools import cache
 
 import libcst as cst
 
 from ..facts import Child, ChildKind, Ref
 from .classes import Classes
-from .configs import auto_target
+from .configs import auto_target, is_auto
 from .trees import Tree, Trees
 
 
 @cache
 def children(classes: Classes, trees: Trees, ref: Ref) -> tuple[Child, ...]:
-    """The children that the `__init__` of `ref` makes, in order; the `__init__` may be inherited."""
+    """The children that the `__init__` of `ref` makes, in order; the `__init__` may be inherited.
+
+    Where it runs a base class's `__init__` through `super()`, the children made there come first, unless it makes another
+    under the same attribute.
+    """
     found = classes.method(ref, "__init__")
     if found is None:
         return ()
-    owner, _ = found
-    visitor = _Children(classes, ref, trees.method(owner, "__init__"))
+    visitor = _Children(classes, ref, trees.method(found[0], "__init__"))
     visitor.tree.method.visit(visitor)
-    return tuple(visitor.children)
+    own = tuple(visitor.children)
+    base = inherited_init(classes, ref)
+    replaced = {child.attribute for child in own}
+    above = children(classes, trees, base) if base is not None else ()
+    return (*(child for child in above if child.attribute not in replaced), *own)
+
+
+@cache
+def inherited_init(classes: Classes, ref: Ref) -> Ref | None:
+    """The base class whose `__init__` that of `ref` runs through `super()`; None where that is the framework's."""
+    found = classes.method(ref, "__init__")
+    if found is None or not any(map(_is_super_init, ast.walk(found[1]))):
+        return None
+    mro = classes.mro(ref)
+    for base in mro[mro.index(found[0]) + 1 :]:
+        node = classes.node(base)
+        for statement in node.body if node is not None else ():
+            if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+                return base
+    return None
+
+
+@cache
+def assigned(classes: Classes, ref: Ref) -> frozenset[str]:
+    """The attributes that the `__init__` of `ref` gives the instance, whatever their value."""
+    found = classes.method(ref, "__init__")
+    if found is None:
+        return frozenset()
+    names: set[str] = set()
+    for node in ast.walk(found[1]):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Call(func=ast.Name(id="setattr"), args=[ast.Name(id="self"), ast.Attribute(attr=name), _]):
+                value = classes.text_attribute(ref, name)
+                names.update([value] if value else [])
+    base = inherited_init(classes, ref)
+    return frozenset(names) | (assigned(classes, base) if base is not None else frozenset())
+
+
+def _is_super_init(node: ast.AST) -> bool:
+    """Whether the node is `super().__init__(…)`."""
+    match node:
+        case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr="__init__")):
+            return True
+    return False
 
 
 class _Children(cst.CSTVisitor):
@@ -32,6 +82,8 @@ class _Children(cst.CSTVisitor):
         self.tree = tree
         self.children: list[Child] = []
         self._attributes: list[str] = []
+        self._targets: list[set[str]] = []
+        self._locals: dict[str, list[int]] = {}
         self._repeats = 0
         self._conditions = 0
 
@@ -39,10 +91,17 @@ class _Children(cst.CSTVisitor):
 
     def visit_Assign(self, node: cst.Assign) -> None:
         targets = [_self_attribute(target.target) for target in node.targets]
-        self._attributes.append(next((name for name in targets if name), ""))
+        attribute = next((name for name in targets if name), "")
+        self._attributes.append(attribute)
+        if attribute and isinstance(node.value, cst.Name):
+            # `part = X(config)` earlier, and now `self.attribute = part`.
+            for position in self._locals.get(node.value.value, ()):
+                self.children[position] = replace(self.children[position], attribute=attribute)
+        self._targets.append({name.target.value for name in node.targets if isinstance(name.target, cst.Name)})
 
     def leave_Assign(self, original_node: cst.Assign) -> None:
         self._attributes.pop()
+        self._targets.pop()
 
     def visit_AnnAssign(self, node: cst.AnnAssign) -> None:
         self._attributes.append(_self_attribute(node.target) or "")
@@ -88,6 +147,8 @@ class _Children(cst.CSTVisitor):
         if made is None:
             return
         kind, callee, target = made
+        for name in self._targets[-1] if self._targets else ():
+            self._locals.setdefault(name, []).append(len(self.children))
         self.children.append(
             Child(
                 attribute=next((name for name in reversed(self._attributes) if name), ""),
@@ -113,9 +174,9 @@ class _Children(cst.CSTVisitor):
             case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="_from_config")):
                 target = self._module_class(name)
                 return None if target is None else (ChildKind.FROM_CONFIG, name, target)
-            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="from_config")) if name == "AutoModel":
+            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="from_config")) if is_auto(name):
                 config = _code(node.args[0].value) if node.args else None
-                return ChildKind.AUTO, name, auto_target(self.classes, self.ref, config)
+                return ChildKind.AUTO, name, auto_target(self.classes, self.ref, name, config)
         return None
 
     def _module_class(self, name: str) -> Ref | None:

@@ -8,8 +8,13 @@ from ..facts import Ref
 from .classes import Classes
 
 
-def auto_target(classes: Classes, owner: Ref, config: str | None) -> Ref | None:
-    """The class that `AutoModel.from_config(<config>)` makes in a method of `owner` when the configuration is the default one.
+def is_auto(name: str) -> bool:
+    """Whether a class is one of Transformers' auto classes for models."""
+    return name.startswith("AutoModel")
+
+
+def auto_target(classes: Classes, owner: Ref, auto_class: str, config: str | None) -> Ref | None:
+    """The class that `<auto_class>.from_config(<config>)` makes in a method of `owner` when the configuration is the default.
 
     `config` is the argument's source text: `config` is the owner's own configuration, `config.x` a part of it. None where
     the source names no default.
@@ -23,7 +28,7 @@ def auto_target(classes: Classes, owner: Ref, config: str | None) -> Ref | None:
     model_type: str | None = classes.text_attribute(own, "model_type")
     for name in names[1:]:
         model_type, own = _sub_config(classes, own, name) if own is not None else (None, None)
-    return _base_model(classes, model_type)
+    return _auto_model(classes, auto_class, model_type)
 
 
 def _sub_config(classes: Classes, config: Ref, name: str) -> tuple[str | None, Ref | None]:
@@ -57,11 +62,11 @@ def _assigned_default(classes: Classes, config: Ref, name: str) -> str | None:
     return None
 
 
-def _base_model(classes: Classes, model_type: str | None) -> Ref | None:
+def _auto_model(classes: Classes, auto_class: str, model_type: str | None) -> Ref | None:
     source = classes.source
-    if model_type is None or model_type not in source.base_models:
+    models = source.auto_models(auto_class)
+    if model_type is None or model_type not in models:
         return None
     folder = source.folders.get(model_type, model_type.replace("-", "_"))
     file = source.find_file(f"transformers/models/{folder}/modeling_{folder}.py")
-    name = source.base_models[model_type]
-    return source.resolve(name, file) if file is not None else None
+    return source.resolve(models[model_type], file) if file is not None else None

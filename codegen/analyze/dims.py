@@ -69,9 +69,7 @@ def argument_shapes(
             # A mask covers what the cache holds as well as what this call adds.
             dims = (*dims[:-1], "kv_length")
         found.append(
-            ArgumentShape(
-                name=name, is_tensor=True, dims=dims, evidence=tuple(evidence), disagreement=disagreement
-            )
+            ArgumentShape(name=name, is_tensor=True, dims=dims, evidence=tuple(evidence), disagreement=disagreement)
         )
     return tuple(found)
 
@@ -204,7 +202,10 @@ def _common(one: tuple[Dim, ...] | None, other: tuple[Dim, ...] | None) -> tuple
     """What two alternatives of one docstring agree on: fixed sizes that differ are fixed, of unknown size."""
     if one is None or other is None or len(one) != len(other):
         return one
-    return tuple(a if a == b else (None if isinstance(a, int) and isinstance(b, int) else a) for a, b in zip(one, other, strict=True))
+    return tuple(
+        a if a == b else (None if isinstance(a, int) and isinstance(b, int) else a)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _origin(source: Source, helper: Ref, key: str) -> tuple[Ref, int]:

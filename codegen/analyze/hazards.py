@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from ..facts import Forward, Hazard, HazardKind, Ref, Span
 from ..source import Source
 from .classes import Classes
-from .composition import children
+from .composition import children, inherited_init
 from .prologue import helper_chain
 from .trees import Trees
 
@@ -31,6 +31,8 @@ def reachable(classes: Classes, trees: Trees, root: Ref) -> tuple[Ref, ...]:
             continue
         found[ref] = None
         pending += [child.target for child in children(classes, trees, ref) if child.target is not None]
+        base = inherited_init(classes, ref)
+        pending += [base] if base is not None else []
     return tuple(found)
 
 
@@ -92,6 +94,10 @@ def _in_function(ref: Ref, owner: Ref, function: ast.FunctionDef) -> Iterator[Ha
             message = f"`{ast.unparse(node)}` has a shape that depends on values"
             yield Hazard(kind=HazardKind.DATA_SHAPE, message=message, span=span, owner=ref)
         elif name == "repeat_interleave" and not any(keyword.arg == "output_size" for keyword in node.keywords):
-            if len(node.args) > 1 and not isinstance(node.args[1], ast.Constant) and ast.unparse(node.func.value) == "torch":
+            if (
+                len(node.args) > 1
+                and not isinstance(node.args[1], ast.Constant)
+                and ast.unparse(node.func.value) == "torch"
+            ):
                 message = f"`{ast.unparse(node)}` has a shape that depends on values"
                 yield Hazard(kind=HazardKind.DATA_SHAPE, message=message, span=span, owner=ref)

@@ -10,7 +10,7 @@ from ..facts import ArgumentShape, ClassFact, Dim, Forward, ModelFacts, PackedSp
 from ..source import Source, SourceFile
 from . import forward as declared
 from .classes import Classes
-from .composition import children
+from .composition import children, inherited_init
 from .dims import argument_shapes, result_shapes
 from .hazards import hazards, helper_hazards, reachable
 from .packed import find
@@ -33,7 +33,7 @@ def analyze(source: Source, model: str) -> ModelFacts:
     if not found:
         raise VgenError(
             "no-region",
-            f"{file.rel} has no text decoder, and no encoder that one of its models makes: there is nothing to compile.",
+            f"{file.rel} offers no model with a decoder or an encoder: there is nothing to compile.",
             hint="`vgen list` shows what can be built.",
         )
     reach: dict[Ref, None] = {}
@@ -83,6 +83,7 @@ def _class_fact(classes: Classes, trees: Trees, ref: Ref) -> ClassFact:
         mro=classes.mro(ref),
         is_pretrained=classes.is_pretrained(ref),
         init=init[0] if init is not None else None,
+        inherits_init=inherited_init(classes, ref),
         children=children(classes, trees, ref),
         forward=_forward(classes, trees, ref),
         span=classes.source.span(ref),

@@ -155,9 +155,7 @@ def _segment_call(value: cst.BaseExpression | None, splits: str) -> cst.Call | N
             ),
             for_in=cst.CompFor(
                 target=cst.Tuple(elements=[*each]),
-                iter=cst.Call(
-                    func=cst.Name(value="zip"), args=[cst.Arg(star="*", value=cst.Name(value=zipped))]
-                ),
+                iter=cst.Call(func=cst.Name(value="zip"), args=[cst.Arg(star="*", value=cst.Name(value=zipped))]),
                 ifs=[],
                 inner_for_in=None,
             ),

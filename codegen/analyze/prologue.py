@@ -15,6 +15,7 @@ from ..facts import PrologueCall, Ref
 from ..source import Source
 from .trees import Tree, walk
 
+
 def prologue(source: Source, tree: Tree, arguments: frozenset[str]) -> tuple[PrologueCall, ...]:
     """The calls at the top level of a forward that can be hoisted, in order.
 
@@ -83,7 +84,9 @@ def _is_handed(argument: cst.Arg) -> bool:
     return False
 
 
-def _targets(statement: cst.BaseStatement | cst.BaseSmallStatement, call: cst.Call, keys: tuple[str, ...]) -> tuple[str, ...]:
+def _targets(
+    statement: cst.BaseStatement | cst.BaseSmallStatement, call: cst.Call, keys: tuple[str, ...]
+) -> tuple[str, ...]:
     """The names for the results: those that the statement assigns, or the keys where the call is part of an expression."""
     assert isinstance(statement, cst.SimpleStatementLine)
     assign = statement.body[0]

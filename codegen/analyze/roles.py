@@ -2,6 +2,7 @@
 
 The rules are those of `PreTrainedModel` in modeling_utils.py: the first attribute of a fixed list that the object has, else
 the same question to the base model, else the object itself. A class that overrides them with `return self.a.b` is followed.
+A model in which that finds nothing but itself is one encoder as a whole.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from ..facts import Ref, Role, RoleFact
+from ..facts import Modality, Ref, Role, RoleFact
 from .classes import Classes
-from .composition import children
+from .composition import assigned, children
 from .trees import Trees
 
 DECODERS = ("language_model", "text_model", "decoder", "text_decoder")
 ENCODERS = {
-    "image": ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower"),
-    "audio": ("audio_tower", "audio_encoder", "speech_encoder"),
+    Modality.IMAGE: ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower"),
+    Modality.AUDIO: ("audio_tower", "audio_encoder", "speech_encoder"),
+    Modality.TEXT: ("text_encoder", "encoder"),
+}
+CACHES = {"past_key_values", "cache_params", "past_key_value"}
+INPUTS = {
+    Modality.IMAGE: ("pixel_values", "pixel_values_videos", "pixel_values_images"),
+    Modality.AUDIO: ("input_features", "input_values", "audio_values"),
 }
 
 
@@ -31,22 +38,38 @@ class Found:
 
 
 def roles(classes: Classes, trees: Trees, entry: Ref) -> tuple[RoleFact, ...]:
-    """The roles that classes play for one entry. An encoder that is the entry itself is left out: it has no other part."""
+    """The roles that classes play for one entry."""
     search = _Search(classes, trees)
     found: list[RoleFact] = []
+
+    def add(role: Role, modality: Modality, part: Found) -> None:
+        if part.ref not in {fact.ref for fact in found}:
+            found.append(_fact(classes, role, modality, entry, part))
+
     decoder = search.decoder(entry)
     if decoder is not None and _takes_cache(classes, decoder.ref):
-        found.append(_fact(classes, Role.DECODER, entry, decoder))
+        add(Role.EITHER if _asks_is_decoder(classes, decoder.ref) else Role.DECODER, Modality.TEXT, decoder)
+    elif decoder is not None and decoder.path and classes.is_pretrained(decoder.ref):
+        # A text tower that keeps no cache encodes.
+        modality = _modality(classes, decoder.ref)
+        if modality is Modality.TEXT:
+            add(Role.ENCODER, modality, decoder)
     for modality in ENCODERS:
         encoder = search.encoder(entry, modality)
-        if encoder is not None and encoder.path:
-            found.append(_fact(classes, Role.ENCODER, entry, encoder))
+        if encoder is not None and encoder.path and classes.is_pretrained(encoder.ref):
+            read = _modality(classes, encoder.ref)
+            add(Role.ENCODER, read if modality is Modality.TEXT else modality, encoder)
+    if not found:
+        whole = search.base(entry)
+        if classes.is_pretrained(whole.ref):
+            add(Role.ENCODER, _modality(classes, whole.ref), whole)
     return tuple(found)
 
 
-def _fact(classes: Classes, role: Role, entry: Ref, found: Found) -> RoleFact:
+def _fact(classes: Classes, role: Role, modality: Modality, entry: Ref, found: Found) -> RoleFact:
     return RoleFact(
         role=role,
+        modality=modality,
         ref=found.ref,
         entry=entry,
         path=found.path,
@@ -55,14 +78,37 @@ def _fact(classes: Classes, role: Role, entry: Ref, found: Found) -> RoleFact:
     )
 
 
-def _takes_cache(classes: Classes, ref: Ref) -> bool:
-    """A decoder's forward keeps what it has seen: it takes a cache of key and value states."""
+def _parameters(classes: Classes, ref: Ref) -> tuple[str, ...]:
     method = classes.method(ref, "forward")
     if method is None:
-        return False
+        return ()
     arguments = method[1].args
-    names = {argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
-    return bool(names & {"past_key_values", "cache_params"})
+    return tuple(argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs))[1:]
+
+
+def _takes_cache(classes: Classes, ref: Ref) -> bool:
+    """A decoder's forward keeps what it has seen: it takes a cache of key and value states, or of a recurrent state."""
+    return bool(CACHES & set(_parameters(classes, ref)))
+
+
+def _asks_is_decoder(classes: Classes, ref: Ref) -> bool:
+    """Whether the class is an encoder or a decoder by its config: its `__init__` or forward reads `is_decoder`."""
+    for name in ("__init__", "forward"):
+        method = classes.method(ref, name)
+        for node in ast.walk(method[1]) if method is not None else ():
+            if isinstance(node, ast.Attribute) and node.attr == "is_decoder":
+                return True
+    return False
+
+
+def _modality(classes: Classes, ref: Ref) -> Modality:
+    """What a model reads: by `main_input_name`, else by the parameters of its forward."""
+    main = classes.text_attribute(ref, "main_input_name")
+    names = (main,) if main is not None else _parameters(classes, ref)
+    for modality, inputs in INPUTS.items():
+        if any(name in inputs for name in names):
+            return modality
+    return Modality.TEXT
 
 
 class _Search:
@@ -74,21 +120,24 @@ class _Search:
         return self._overridden(ref, "get_decoder") or self._decoder(ref)
 
     def _decoder(self, ref: Ref) -> Found | None:
+        names = assigned(self.classes, ref)
         for name in DECODERS:
-            if self._has(ref, name):
+            if name in names:
                 return self._step(ref, name, f"get_decoder() looks for `{name}` first of {', '.join(DECODERS)}")
         base = self._base_model(ref)
         if base is not None:
             return self._below(base, self.decoder(base.ref))
         return Found(ref=ref, path=(), rule="get_decoder() finds no part and returns the model itself")
 
-    def encoder(self, ref: Ref, modality: str) -> Found | None:
+    def encoder(self, ref: Ref, modality: Modality) -> Found | None:
         return self._overridden(ref, "get_encoder") or self._encoder(ref, modality)
 
-    def _encoder(self, ref: Ref, modality: str) -> Found | None:
+    def _encoder(self, ref: Ref, modality: Modality) -> Found | None:
+        names = assigned(self.classes, ref)
+        asked = "" if modality is Modality.TEXT else repr(modality.value)
         for name in ENCODERS[modality]:
-            if self._has(ref, name):
-                rule = f"get_encoder({modality!r}) looks for `{name}` among {', '.join(ENCODERS[modality])}"
+            if name in names:
+                rule = f"get_encoder({asked}) looks for `{name}` among {', '.join(ENCODERS[modality])}"
                 return self._step(ref, name, rule)
         base = self._base_model(ref)
         if base is not None:
@@ -97,11 +146,16 @@ class _Search:
                 return self._below(base, found)
         return Found(ref=ref, path=(), rule="get_encoder() finds no part and returns the model itself")
 
+    def base(self, ref: Ref) -> Found:
+        """The base model, or the model itself where it has none below it."""
+        base = self._base_model(ref)
+        if base is None:
+            return Found(ref=ref, path=(), rule="it has no decoder and no encoder of its own, so it is one as a whole")
+        below = self.base(base.ref)
+        return Found(ref=below.ref, path=base.path + below.path, rule=below.rule)
+
     def _below(self, base: Found, found: Found | None) -> Found | None:
         return None if found is None else Found(ref=found.ref, path=base.path + found.path, rule=found.rule)
-
-    def _has(self, ref: Ref, attribute: str) -> bool:
-        return self._target(ref, attribute) is not None
 
     def _target(self, ref: Ref, attribute: str) -> Ref | None:
         for child in children(self.classes, self.trees, ref):

@@ -48,6 +48,13 @@ class Tree:
     def positions(self) -> Mapping[cst.CSTNode, CodeRange]:
         return self.wrapper.resolve(PositionProvider)
 
+    @property
+    def has_trailing_comma(self) -> bool:
+        """Whether the signature ends with a comma, which makes formatters lay it out one parameter to a line."""
+        declared = self.method.params
+        last = declared.star_kwarg or (*declared.params, *declared.kwonly_params)[-1]
+        return isinstance(last.comma, cst.Comma)
+
     def first_line(self, node: cst.CSTNode) -> int:
         return self.positions[node].start.line + self.offset
 

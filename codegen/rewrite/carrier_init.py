@@ -1,13 +1,14 @@
 """The `__init__` of a carrier: upstream's body, making generated children where upstream makes its own.
 
 Zero-argument `super()` becomes explicit, so that upstream's own `__init__`, whose body this is, doesn't run as well.
-`AutoModel.from_config(…)` goes through the runtime, which knows the generated classes of other packages.
+`AutoModel.from_config(…)`, and that of the other auto classes, goes through the runtime, which knows the generated classes of other packages.
 """
 
 from __future__ import annotations
 
 import libcst as cst
 
+from ..analyze.configs import is_auto
 from ..analyze.trees import Trees
 from ..facts import Ref
 from ..source import Source
@@ -43,7 +44,7 @@ class _ExplicitSuper(cst.CSTTransformer):
 class _Init(Move):
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
         match original_node.func:
-            case cst.Attribute(value=cst.Name(value="AutoModel"), attr=cst.Name(value="from_config")):
+            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="from_config")) if is_auto(name):
                 pass
             case _:
                 return updated_node

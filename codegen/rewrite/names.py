@@ -77,6 +77,21 @@ class Move(cst.CSTTransformer):
     def visit_FunctionDef(self, node: cst.FunctionDef) -> None:
         self._not_read.add(id(node.name))
 
+    def visit_ImportFrom(self, node: cst.ImportFrom) -> bool:
+        return False
+
+    def leave_ImportFrom(self, original_node: cst.ImportFrom, updated_node: cst.ImportFrom) -> cst.ImportFrom:
+        """An import inside of the function: relative to upstream's package, so absolute in the generated module."""
+        if not original_node.relative:
+            return updated_node
+        named = cst.Module(body=()).code_for_node(original_node.module) if original_node.module is not None else ""
+        module = self.origin.absolute(named, level=len(original_node.relative))
+        expression = cst.parse_expression(module)
+        assert isinstance(expression, cst.Name | cst.Attribute)
+        return updated_node.with_changes(
+            module=expression, relative=(), whitespace_after_from=cst.SimpleWhitespace(" ")
+        )
+
     def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:
         name = original_node.value
         if id(original_node) in self._not_read or name in self.local or name == "super":

@@ -6,6 +6,8 @@ method runs. Flash attention keeps upstream's branch, which never split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import libcst as cst
 
 from ..analyze.packed import find
@@ -30,7 +32,7 @@ def packed_attention(
     assert packed is not None, f"{owner} lost its packed-attention pattern between analysis and rewriting"
 
     interface, segment = packed.call.func, packed.call.args[4:]
-    given = [name for name in ("self", *packed.tensors, packed.cu_seqlens)]
+    given = ["self", *packed.tensors, packed.cu_seqlens]
     kept = [argument for argument in segment if argument.keyword is None or argument.keyword.value not in SEGMENT_ONLY]
     call = cst.Call(
         func=cst.Name(PACKED_ATTENTION),
@@ -49,8 +51,9 @@ def packed_attention(
     guard = cst.parse_statement(f"if not torch.compiler.is_compiling():\n    return super().{method}({passed})\n")
     body_block = cst.ensure_type(moved.body, cst.IndentedBlock)
     first, *rest = _without_docstring(body_block.body)
-    spaced = first.with_changes(leading_lines=[cst.EmptyLine(indent=False), *first.leading_lines])
-    return moved.with_changes(decorators=[], body=body_block.with_changes(body=[guard, spaced, *rest]))
+    if isinstance(first, cst.SimpleStatementLine):
+        first = first.with_changes(leading_lines=[cst.EmptyLine(indent=False), *first.leading_lines])
+    return moved.with_changes(decorators=[], body=body_block.with_changes(body=[guard, first, *rest]))
 
 
 class _Method(Move):
@@ -60,11 +63,9 @@ class _Method(Move):
         return super().leave_Name(original_node, updated_node)
 
 
-def _without_docstring(body: list[cst.BaseStatement] | tuple[cst.BaseStatement, ...]) -> list[cst.BaseStatement]:
+def _without_docstring(body: Sequence[cst.BaseStatement]) -> list[cst.BaseStatement]:
     first = body[0]
     if isinstance(first, cst.SimpleStatementLine) and isinstance(first.body[0], cst.Expr):
         if isinstance(first.body[0].value, cst.SimpleString | cst.ConcatenatedString):
             return list(body[1:])
     return list(body)
-
-

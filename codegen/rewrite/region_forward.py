@@ -9,10 +9,10 @@ import libcst as cst
 from ..analyze.trees import Trees
 from ..facts import Forward, Parameter, ParameterKind, PrologueCall
 from ..plan import Region
-from ..source import Import, Source
+from ..source import Import, Source, SourceFile
 from .names import Move, Names
 
-
+_BEFORE_KEYWORD_ONLY = (ParameterKind.VAR_POSITIONAL, ParameterKind.KEYWORD_ONLY)
 _TORCH = Import(module="torch", name=None, bound_as="torch")
 
 
@@ -71,7 +71,9 @@ def region_core(source: Source, trees: Trees, names: Names, forward: Forward, re
             continue
         value = "None" if parameter.name in region.dropped else parameter.name
         passed.append(f"{parameter.name}={value}" if parameter.kind is ParameterKind.KEYWORD_ONLY else value)
-    passed += [f"{key}={target}" for call in region.hoisted for key, target in zip(call.keys, call.targets, strict=True)]
+    passed += [
+        f"{key}={target}" for call in region.hoisted for key, target in zip(call.keys, call.targets, strict=True)
+    ]
     return CoreText(
         signature=", ".join(["self", *entries]) + ",", returns=returns, passed=", ".join([*passed, f"**{rest}"])
     )
@@ -105,31 +107,45 @@ def _keywords_name(parameters: tuple[Parameter, ...]) -> str:
 
 def _declaration(source: Source, trees: Trees, names: Names, forward: Forward) -> tuple[str, str]:
     """The parameters, `self` included, and the return annotation, in the generated module's names."""
-    tree = trees.method(forward.owner, "forward")
-    method = tree.method
-    move = Move(names, source.file(forward.owner.file), method)
-    declared = method.params.visit(move)
-    assert isinstance(declared, cst.Parameters)
-    signature = tree.code(declared).strip().rstrip(",")
-    if declared.star_kwarg is None:
+    origin = source.file(forward.owner.file)
+    entries = ["self"]
+    previous = ParameterKind.POSITIONAL
+    for parameter in forward.parameters:
+        if previous is ParameterKind.POSITIONAL_ONLY and parameter.kind is not previous:
+            entries.append("/")
+        if parameter.kind is ParameterKind.KEYWORD_ONLY and previous not in _BEFORE_KEYWORD_ONLY:
+            entries.append("*")
+        star = {ParameterKind.VAR_POSITIONAL: "*", ParameterKind.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        default = f" = {_moved(names, origin, parameter.default)}" if parameter.default is not None else ""
+        entries.append(f"{star}{_parameter(names, source, forward, parameter)}{default}")
+        previous = parameter.kind
+    if not any(parameter.kind is ParameterKind.VAR_KEYWORD for parameter in forward.parameters):
         # Upstream's decorators take `return_dict` and the like from keyword arguments that the signature doesn't show.
-        signature += ", **kwargs"
-    if method.returns is None:
-        return signature, ""
-    returned = method.returns.annotation.visit(move)
-    assert isinstance(returned, cst.BaseExpression)
-    return signature, f" -> {tree.code(returned)}"
+        entries.append("**kwargs")
+    # Upstream's trailing comma keeps one parameter to a line.
+    comma = "," if trees.method(forward.owner, "forward").has_trailing_comma else ""
+    returns = f" -> {_moved(names, origin, forward.returns)}" if forward.returns is not None else ""
+    return ", ".join(entries) + comma, returns
+
+
+def _moved(names: Names, origin: SourceFile, expression: str) -> str:
+    """An expression of a signature in the generated module's names."""
+    function = cst.parse_statement(f"def f(self, _=({expression})): ...")
+    assert isinstance(function, cst.FunctionDef)
+    default = function.params.params[1].default
+    assert default is not None
+    moved = default.visit(Move(names, origin, function))
+    assert isinstance(moved, cst.BaseExpression)
+    if "\n" not in expression:
+        moved = moved.with_changes(lpar=moved.lpar[1:], rpar=moved.rpar[:-1])
+    return cst.Module(body=()).code_for_node(moved)
 
 
 def _parameter(names: Names, source: Source, forward: Forward, parameter: Parameter) -> str:
     """A parameter without its default: the forward hands every argument over."""
     if parameter.annotation is None:
         return parameter.name
-    function = cst.parse_statement(f"def f(self) -> {parameter.annotation}: ...")
-    assert isinstance(function, cst.FunctionDef) and function.returns is not None
-    moved = function.returns.annotation.visit(Move(names, source.file(forward.owner.file), function))
-    assert isinstance(moved, cst.BaseExpression)
-    return f"{parameter.name}: {cst.Module(body=()).code_for_node(moved)}"
+    return f"{parameter.name}: {_moved(names, source.file(forward.owner.file), parameter.annotation)}"
 
 
 def _hoisted(source: Source, trees: Trees, names: Names, forward: Forward, call: PrologueCall) -> str:

@@ -58,7 +58,9 @@ def _region(parent: Tree, region: Region, package: Package) -> None:
     roles = [role for role in facts.roles if role.ref == region.ref and role.role is region.role]
     told = any(role.reason == region.reason for role in roles)
     branch.add(
-        _line(f"{region.role.value}, {region.granularity.value} ({words}){'' if told else f': {region.reason}'}")
+        _line(
+            f"{region.modality.value} {region.role.value}, {region.granularity.value} ({words}){'' if told else f': {region.reason}'}"
+        )
     )
     if roles:
         found = _branch(branch, "found", "as the part that plays this role")
@@ -125,6 +127,8 @@ def _carrier(parent: Tree, carrier: Carrier, order: Iterable[Ref]) -> None:
     branch = parent.add(_line((carrier.ref.name, "bold"), _place(carrier.span), f"  {carrier.reason}"))
     if carrier.init != carrier.ref:
         branch.add(_line(f"its __init__ is that of {carrier.init.name}"))
+    if carrier.base is not None:
+        branch.add(_line(f"which runs that of {carrier.base.name} through super()"))
     generated = set(order)
     for child in carrier.exchanged:
         target = child.target.name if child.target else "what its config says"
