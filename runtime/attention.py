@@ -2,6 +2,8 @@
 """Attention over packed segments as one operator: what replaces upstream's split by `lengths.tolist()`."""
 
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -18,6 +20,14 @@ except ImportError:
 # Arguments of upstream's sdpa_attention_forward that change what it computes. It ignores others.
 _CHANGES_RESULT = ("softcap", "position_bias", "cache", "attention_mask", "is_causal")
 
+_AUTOGRAD = reduce(
+    or_,
+    (
+        torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+        for name in ("ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutogradMPS", "AutogradXPU", "AutogradOther")
+    ),
+)
+
 # Named after the package, so that a standalone copy of the runtime registers operators of its own.
 _NAMESPACE = (__package__ or "vgen.runtime").replace(".", "_")
 
@@ -32,6 +42,7 @@ def packed_attention(
     *,
     scaling: float | None,
     dropout: float = 0.0,
+    max_seqlen: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     """Non-causal attention within each segment of a packed sequence.
@@ -51,6 +62,7 @@ def packed_attention(
         cu_seqlens: (segments + 1,), int32 or int64: where each segment starts, and the end of the last.
         scaling: Factor on the scores; None is 1/sqrt(head_dim).
         dropout: Probability of dropping an attention weight.
+        max_seqlen: An upper bound of the segment lengths, if one is known: it saves the flash kernel empty work.
         **kwargs: Passed to the interface.
 
     Returns:
@@ -68,10 +80,10 @@ def packed_attention(
     if not grouped and _has_varlen(query, key, value):
         assert varlen_attn is not None
         # Any upper bound of the segment lengths will do, and the total needs no synchronisation with the GPU.
-        total = query.shape[2]
+        bound = query.shape[2] if max_seqlen is None else max_seqlen
         q, k, v = (each.squeeze(0).transpose(0, 1) for each in (query, key, value))
         cu = cu_seqlens.to(torch.int32)
-        out: torch.Tensor = varlen_attn(q, k, v, cu, cu, total, total, scale=scaling)
+        out: torch.Tensor = varlen_attn(q, k, v, cu, cu, bound, bound, scale=scaling)
         return out.unsqueeze(0)
     packed: torch.Tensor = _packed_sdpa(query, key, value, cu_seqlens, scaling, grouped)
     return packed
@@ -165,13 +177,14 @@ def _packed_sdpa_backward(
     grouped: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     lengths = cu_seqlens.diff().tolist()
-    # The forward again, so that the backward is that of the kernel it picks, to the bit. By torch.func, because plain
-    # autograd is switched off inside an operator.
-    pull_back = torch.func.vjp(
-        lambda q, k, v: _segments(q, k, v, lengths, scaling, grouped), query.detach(), key.detach(), value.detach()
-    )[1]
+    # The forward again, so that the backward is that of the kernel it picks, to the bit. Inside an operator autograd's
+    # keys are excluded from dispatch; torch.func, which would get around that, can't run inside a TorchDispatchMode.
+    exclude = torch._C._dispatch_tls_local_exclude_set() - _AUTOGRAD
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude), torch.enable_grad():
+        q, k, v = (each.detach().requires_grad_() for each in (query, key, value))
+        grads = torch.autograd.grad(_segments(q, k, v, lengths, scaling, grouped), (q, k, v), grad)
     # Contiguous, as the fake implementation says.
-    d_query, d_key, d_value = (each.contiguous() for each in pull_back(grad))
+    d_query, d_key, d_value = (each.contiguous() for each in grads)
     return d_query, d_key, d_value
 
 

@@ -18,21 +18,19 @@ def require_upstream(package_name: str, package_file: str) -> None:
     """Raise unless the upstream definitions that a generated package uses are the ones it was built from.
 
     Args:
-        package_name: The package's `__name__`; its last part is the model that `vgen build` takes.
+        package_name: The package's `__name__`, for messages.
         package_file: The package's `__file__`; `vgen.lock` lies beside it.
 
     Raises:
         LockError: `vgen.lock` is missing or broken.
         UpstreamChangedError: Transformers isn't installed, or definitions in it changed, were moved or were removed.
     """
-    model = package_name.rpartition(".")[2]
-    command = f"vgen build {model}"
-    lock = read_lock(Path(package_file).with_name(LOCK_NAME), command=command)
+    lock = read_lock(Path(package_file).with_name(LOCK_NAME))
     root = _site()
     if root is None:
         raise UpstreamChangedError(
-            f"{package_name} holds subclasses of Transformers' {model} classes, but the package transformers isn't "
-            f"installed here: `pip install transformers` installs it."
+            f"{package_name} holds subclasses of Transformers' {lock.model} classes, but the package transformers "
+            f"isn't installed: `pip install transformers=={lock.transformers}` installs the version it was built from."
         )
     changed: list[str] = []
     for name, expected in sorted(lock.upstream.items()):
@@ -44,9 +42,9 @@ def require_upstream(package_name: str, package_file: str) -> None:
             changed.extend(_changes(path, data, expected))
     if changed:
         raise UpstreamChangedError(
-            f"{package_name} was built from another Transformers than the installed one. These definitions that it "
-            f"relies on are different now: {'; '.join(changed)}. Run `{command}` to build it again and review the "
-            f"diff, or install the Transformers that {Path(package_file).with_name(LOCK_NAME)} names."
+            f"{package_name} was built from Transformers {lock.transformers}, and definitions that it relies on are "
+            f"different in the installed one: {'; '.join(changed)}. Run `vgen build {lock.model}` to build it again "
+            f"and review the diff, or `pip install transformers=={lock.transformers}`."
         )
 
 

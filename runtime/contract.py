@@ -42,8 +42,9 @@ def tensor(*dims: str | int | None) -> Dims:
     """An argument that is a tensor (or None).
 
     Args:
-        *dims: One entry for each dimension. A name: dynamic; dimensions of one name have the same size in a call, or
-            size 1. An int: always this size. None: any size, and another size is another variant.
+        *dims: One entry for each dimension. A name: dynamic; dimensions of one name are expected to have the same size
+            in a call, or size 1, and calls where they haven't are another variant. An int: expected to be this size.
+            None: any size. Another size of either is another variant.
 
     A tensor with another number of dimensions is accepted: all of its dimensions are dynamic then.
     """
@@ -73,7 +74,8 @@ class Contract:
 
         It has: train or eval; grad mode, inference mode and autocast; and for each argument whether it is None, its
         Python value, or the dtype, device, number of dimensions and static sizes of the tensor, and of each dynamic
-        dimension whether its size is 0, 1 or more (PyTorch compiles these apart); for tuples, lists, dicts and caches
+        dimension whether its size is 0, 1 or more (PyTorch compiles these apart), and which dimensions of one name
+        aren't equal; for tuples, lists, dicts and caches
         their structure and those of their elements.
 
         Args:
@@ -93,16 +95,15 @@ class Contract:
                     parts.append(describe(value))
                     continue
                 bits = []
-                for index, (dim, length) in enumerate(zip(dims, shape, strict=True)):
+                for dim, length in zip(dims, shape, strict=True):
                     if type(dim) is str:
                         if length != 1:
                             first, other = named.setdefault(dim, (length, name))
                             if first != length:
-                                return Violation(f"{dim} of {name} differs from that of {other}")
+                                # The name is only what documentation says. A graph for equal sizes isn't used here.
+                                parts.append((dim, "of", name, "differs from that of", other))
                         bits.append(length if length < 2 else -1)
                     else:
-                        if dim is not None and dim != length:
-                            return Violation(f"dimension {index} of {name} isn't {dim}")
                         bits.append(length)
                 parts.append((type(value), value.dtype, value.device, value.requires_grad, *bits))
             elif name in self._sizes and type(value) is int:

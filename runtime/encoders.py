@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from .errors import EncoderNotFoundError
-from .region import Compiled, Role
+from .region import Compiled
 
 # The attribute order of `PreTrainedModel.get_encoder` (transformers/modeling_utils.py), for messages.
 ENCODER_ATTRIBUTES = (
@@ -25,7 +25,7 @@ def require_encoder(model: nn.Module) -> None:
     options = model.vgen_options
     if not (options.compile and options.compile_mm_encoder):  # type: ignore[union-attr]
         return
-    if any(isinstance(each, Compiled) and each.region.role is Role.ENCODER for each in model.modules()):
+    if any(isinstance(each, Compiled) and each.region.on_request for each in model.modules()):
         return
     holders = list(_holders(model))
     found = [

@@ -16,21 +16,21 @@ class Lock:
     """The part of `vgen.lock` that is checked when a generated package is imported.
 
     Attributes:
+        model: What `vgen build` takes to write the package again.
+        transformers: The version of Transformers that it was built from.
         files: Path of an upstream file, relative to the folder that holds the transformers package, to the sha256 of
             its bytes.
         upstream: The same paths, to the sha256 of each definition that the package relies on, by name.
     """
 
+    model: str
+    transformers: str
     files: Mapping[str, str]
     upstream: Mapping[str, Mapping[str, str]]
 
 
-def read_lock(path: Path, *, command: str) -> Lock:
+def read_lock(path: Path) -> Lock:
     """Read a lock file.
-
-    Args:
-        path: The file.
-        command: What to run to write it again, for messages.
 
     Raises:
         LockError: It is missing, isn't TOML, or doesn't have the tables that are needed.
@@ -38,31 +38,34 @@ def read_lock(path: Path, *, command: str) -> Lock:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _broken(path, "it isn't there", command) from None
+        raise _broken(path, "it isn't there") from None
     except OSError as error:
-        raise _broken(path, error.strerror or str(error), command) from None
+        raise _broken(path, error.strerror or str(error)) from None
     except UnicodeDecodeError:
-        raise _broken(path, "it isn't UTF-8 text", command) from None
+        raise _broken(path, "it isn't UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        raise _broken(path, f"it isn't TOML: {error}", command) from None
+        raise _broken(path, f"it isn't TOML: {error}") from None
     upstream = data.get("upstream")
     if not isinstance(upstream, dict):
-        raise _broken(path, "it has no [upstream] table", command)
+        raise _broken(path, "it has no [upstream] table")
     for file, table in upstream.items():
         if not _is_digests(table):
-            raise _broken(path, f'[upstream."{file}"] must map names to digests', command)
+            raise _broken(path, f'[upstream."{file}"] must map names to digests')
     files = data.get("files", {})
     if not _is_digests(files):
-        raise _broken(path, "[files] must map paths to digests", command)
-    return Lock(files=files, upstream=upstream)
+        raise _broken(path, "[files] must map paths to digests")
+    model, transformers = data.get("model"), data.get("transformers")
+    if not (isinstance(model, str) and isinstance(transformers, str)):
+        raise _broken(path, "it doesn't name the model and the version of transformers")
+    return Lock(model=model, transformers=transformers, files=files, upstream=upstream)
 
 
 def _is_digests(table: object) -> bool:
     return isinstance(table, dict) and all(isinstance(each, str) for each in table.values())
 
 
-def _broken(path: Path, reason: str, command: str) -> LockError:
+def _broken(path: Path, reason: str) -> LockError:
     return LockError(
         f"{path} says what this package was built from, and can't be read: {reason}. "
-        f"Restore it from version control, or run `{command}` to write the package again."
+        f"Restore it from version control, or run `vgen build {path.parent.name}` to write the package again."
     )

@@ -18,10 +18,11 @@ MAX_VARIANTS = 64
 
 
 class Role(Enum):
-    """What a region is in its model."""
+    """What a region is in its model. EITHER: each instance's config says it, by `is_decoder`."""
 
     DECODER = "decoder"
     ENCODER = "encoder"
+    EITHER = "either"
 
 
 class _Variants:
@@ -62,9 +63,11 @@ class Region:
     """How instances of a class run compiled. A class attribute, without state of an instance.
 
     Args:
-        tag: The compile tag, `model.role`: names the region in logs and counters.
-        role: Whether `compile` alone or also `compile_mm_encoder` of the options switches it on.
+        tag: The compile tag, `model.role`: names the region in logs and counters. Where the role is the instance's, the
+            model alone: the role is added for each instance.
+        role: What the region is in its model.
         contract: What the core accepts.
+        text: It encodes text. Encoders of images and audio need `compile_mm_encoder` of the options, others `compile`.
         packed_attention: The core calls `packed_attention`, so it compiles with sdpa and flash attention only.
         rotary: The core has rotary embeddings, which some configs rule out: see `rope_reason`.
         records_outputs: The core records hidden states or attentions by Transformers' hooks.
@@ -78,6 +81,7 @@ class Region:
         *,
         role: Role,
         contract: Contract,
+        text: bool = False,
         packed_attention: bool = False,
         rotary: bool = False,
         records_outputs: bool = False,
@@ -86,11 +90,19 @@ class Region:
         self.tag = tag
         self.role = role
         self.contract = contract
+        self.on_request = role is Role.ENCODER and not text
         self.packed_attention = packed_attention
         self.rotary = rotary
         self.records_outputs = records_outputs
         self.per_instance = per_instance
         self._shared: dict[tuple[type, Options], _Variants] = {}
+
+    def tag_of(self, module: Any) -> str:
+        """The compile tag of one instance."""
+        if self.role is not Role.EITHER:
+            return self.tag
+        role = Role.DECODER if getattr(_config(module), "is_decoder", False) else Role.ENCODER
+        return f"{self.tag}.{role.value}"
 
     def active(self, module: Any) -> bool:
         """Whether a forward of this module is to run compiled. Where it isn't, upstream's forward must run.
@@ -102,13 +114,13 @@ class Region:
             # Dynamo traces this very line: logging or counting here would break its graph.
             return False
         options: Options = module.vgen_options
-        if not options.compile or (self.role is Role.ENCODER and not options.compile_mm_encoder):
+        if not options.compile or (self.on_request and not options.compile_mm_encoder):
             return False
         reason = self._ruled_out(module)
         if reason is None:
             return True
-        tally(self.tag).calls += 1
-        record_fallback(self.tag, reason)
+        tally(self.tag_of(module)).calls += 1
+        record_fallback(self.tag_of(module), reason)
         return False
 
     def __call__(self, module: Any, **arguments: Any) -> Any:
@@ -121,7 +133,8 @@ class Region:
             module: An instance of `Compiled` for which `active` was true.
             **arguments: The core's arguments by name.
         """
-        count = tally(self.tag)
+        tag = self.tag_of(module)
+        count = tally(tag)
         count.calls += 1
         if self.records_outputs and not module.__dict__.get("_output_capturing_hooks_installed"):
             _install_output_hooks(module, arguments)
@@ -138,7 +151,7 @@ class Region:
                 return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments)
             options: Options = module.vgen_options
-            core = CompiledCore(type(module).core, tag=self.tag, options=options, is_shared=not self.per_instance)
+            core = CompiledCore(type(module).core, tag=tag, options=options, is_shared=not self.per_instance)
             core = variants.cores.setdefault(variant, core)
             count.variants += 1
         graphs = core.backend.graphs
@@ -153,11 +166,11 @@ class Region:
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
         result = module.core(**arguments)
         variants.failures[variant] = failure
-        record_fallback(self.tag, failure)
+        record_fallback(tag, failure)
         return result
 
     def _uncompiled(self, module: Any, arguments: dict[str, Any], reason: str) -> Any:
-        record_fallback(self.tag, reason)
+        record_fallback(self.tag_of(module), reason)
         return module.core(**arguments)
 
     def _variants(self, module: Any) -> _Variants:
@@ -174,7 +187,7 @@ class Region:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return "it runs inside a torch.func transform"
         if self.packed_attention:
-            implementation = getattr(module.config, "_attn_implementation", None) or "eager"
+            implementation = getattr(_config(module), "_attn_implementation", None) or "eager"
             if implementation != "sdpa" and "flash" not in implementation:
                 return f'attention implementation "{implementation}" attends segment by segment'
         if self.rotary:
@@ -185,6 +198,14 @@ class Region:
                 own.is_rope_known = True
             return own.rope
         return None
+
+
+def _config(module: Any) -> Any:
+    """The config of a region's module: a layer has none of its own, but its attention has."""
+    config = getattr(module, "config", None)
+    if config is not None:
+        return config
+    return next((each.config for each in module.modules() if getattr(each, "config", None) is not None), None)
 
 
 def _install_output_hooks(module: Any, arguments: dict[str, Any]) -> None:

@@ -65,7 +65,10 @@ def argument_shapes(
         elif unpacked is not None and dims is not None and len(_split(unpacked[0])) != len(dims):
             disagreement = f"the docstring gives {len(dims)} dimensions, the body unpacks {len(_split(unpacked[0]))}"
             dims = None
-        if dims is not None and takes_cache and "mask" in name:
+        if dims is not None and name.startswith("encoder_"):
+            # What an encoder computed has a length of its own, whatever the shared docstring calls it.
+            dims = tuple(f"encoder_{dim}" if isinstance(dim, str) and "batch" not in dim else dim for dim in dims)
+        elif dims is not None and takes_cache and "mask" in name:
             # A mask covers what the cache holds as well as what this call adds.
             dims = (*dims[:-1], "kv_length")
         found.append(

@@ -70,7 +70,7 @@ def region_core(source: Source, trees: Trees, names: Names, forward: Forward, re
         if parameter.kind is ParameterKind.VAR_KEYWORD:
             continue
         value = "None" if parameter.name in region.dropped else parameter.name
-        passed.append(f"{parameter.name}={value}" if parameter.kind is ParameterKind.KEYWORD_ONLY else value)
+        passed.append(value if parameter.kind is ParameterKind.POSITIONAL_ONLY else f"{parameter.name}={value}")
     passed += [
         f"{key}={target}" for call in region.hoisted for key, target in zip(call.keys, call.targets, strict=True)
     ]
@@ -80,15 +80,22 @@ def region_core(source: Source, trees: Trees, names: Names, forward: Forward, re
 
 
 def passed_on(parameters: tuple[Parameter, ...], rest: str | None = None) -> str:
-    """The arguments that hand every parameter on to the same method of the base class."""
+    """The arguments that hand every parameter on to the same method of the base class.
+
+    By keyword: upstream's decorators add what they find missing among the keyword arguments, `use_cache` for one, and
+    don't see what was given by position. In front of `*args` only a position will do.
+    """
+    by_position = any(parameter.kind is ParameterKind.VAR_POSITIONAL for parameter in parameters)
     passed = []
     for parameter in parameters:
         match parameter.kind:
-            case ParameterKind.POSITIONAL_ONLY | ParameterKind.POSITIONAL:
+            case ParameterKind.POSITIONAL_ONLY:
+                passed.append(parameter.name)
+            case ParameterKind.POSITIONAL if by_position:
                 passed.append(parameter.name)
             case ParameterKind.VAR_POSITIONAL:
                 passed.append(f"*{parameter.name}")
-            case ParameterKind.KEYWORD_ONLY:
+            case ParameterKind.POSITIONAL | ParameterKind.KEYWORD_ONLY:
                 passed.append(f"{parameter.name}={parameter.name}")
             case ParameterKind.VAR_KEYWORD:
                 rest = parameter.name

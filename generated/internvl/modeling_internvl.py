@@ -31,7 +31,7 @@ class InternVLVisionModel(AsUpstream, Compiled, upstream.InternVLVisionModel):
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.BoolTensor | None = None, **kwargs
     ) -> tuple | upstream.InternVLVisionModelOutputWithPooling:
         if not self.region.active(self):
-            return super().forward(pixel_values, bool_masked_pos, **kwargs)
+            return super().forward(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
         return self.region(self, pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
 
     def core(
@@ -40,7 +40,7 @@ class InternVLVisionModel(AsUpstream, Compiled, upstream.InternVLVisionModel):
         bool_masked_pos: torch.BoolTensor | None,
         **kwargs,
     ) -> tuple | upstream.InternVLVisionModelOutputWithPooling:
-        return super().forward(pixel_values, bool_masked_pos, **kwargs)
+        return super().forward(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
 
 
 class InternVLModel(AsUpstream, upstream.InternVLModel):

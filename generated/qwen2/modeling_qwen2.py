@@ -50,7 +50,13 @@ class Qwen2Model(AsUpstream, Compiled, upstream.Qwen2Model):
     ) -> BaseModelOutputWithPast:
         if not self.region.active(self):
             return super().forward(
-                input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
             )
         return self.region(
             self,
@@ -74,7 +80,13 @@ class Qwen2Model(AsUpstream, Compiled, upstream.Qwen2Model):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         return super().forward(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
         )
 
 

@@ -33,7 +33,13 @@ class Qwen2_5_VLVisionAttention(upstream.Qwen2_5_VLVisionAttention):
         **kwargs,
     ) -> torch.Tensor:
         if not torch.compiler.is_compiling():
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+            return super().forward(
+                hidden_states=hidden_states,
+                cu_seqlens=cu_seqlens,
+                position_embeddings=position_embeddings,
+                max_seqlen=max_seqlen,
+                **kwargs,
+            )
 
         seq_length = hidden_states.shape[0]
         query_states, key_states, value_states = (
@@ -149,7 +155,7 @@ class Qwen2_5_VisionTransformerPretrainedModel(
         self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | BaseModelOutputWithPooling:
         if not self.region.active(self):
-            return super().forward(hidden_states, grid_thw, **kwargs)
+            return super().forward(hidden_states=hidden_states, grid_thw=grid_thw, **kwargs)
 
         # vgen prologue: computed from values, so outside of the graph (modeling_qwen2_5_vl.py:439-450).
         position_ids = get_vision_position_ids(grid_thw, self.spatial_merge_size, kwargs=kwargs)
@@ -188,8 +194,8 @@ class Qwen2_5_VisionTransformerPretrainedModel(
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
         return super().forward(
-            hidden_states,
-            None,
+            hidden_states=hidden_states,
+            grid_thw=None,
             position_ids=position_ids,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
@@ -227,7 +233,13 @@ class Qwen2_5_VLTextModel(AsUpstream, Compiled, upstream.Qwen2_5_VLTextModel):
     ) -> BaseModelOutputWithPast:
         if not self.region.active(self):
             return super().forward(
-                input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
             )
         return self.region(
             self,
@@ -251,7 +263,13 @@ class Qwen2_5_VLTextModel(AsUpstream, Compiled, upstream.Qwen2_5_VLTextModel):
         **kwargs: Unpack[FlashAttentionKwargs],
     ) -> BaseModelOutputWithPast:
         return super().forward(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
         )
 
 
