@@ -16,11 +16,16 @@ import click
 from . import __version__
 
 if TYPE_CHECKING:
+    from .codegen.package import Options
     from .codegen.rebuild import Comparison
     from .codegen.source import Source
+    from .codegen.vet import Finding
 
 GRANULARITIES = ("whole", "block", "auto")
 """As `codegen.plan.Granularity` has them; spelled out, so that `--help` needn't import it."""
+
+LEVELS = ("error", "warning", "note")
+"""As `codegen.facts.HazardLevel` has them."""
 
 SAME, DRIFT, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -112,7 +117,9 @@ def cli(ctx: click.Context) -> None:
 
 
 @cli.command(short_help="Write the packages of models.")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every model of Transformers; one that fails stops no other.")
+@click.option("--jobs", type=click.IntRange(min=1), help="With --all: processes; one for each processor, up to 4.")
 @out_option
 @granularity_option
 @click.option("--standalone", is_flag=True, help="Put the runtime beside the packages: they then import no vgen.")
@@ -121,6 +128,8 @@ def cli(ctx: click.Context) -> None:
 @json_option
 def build(
     models: Sequence[str],
+    everything: bool,
+    jobs: int | None,
     out: Path | None,
     granularity: str,
     standalone: bool,
@@ -128,13 +137,25 @@ def build(
     transformers: Path | None,
     as_json: bool,
 ) -> None:
-    """Write the package of each MODEL, a model type such as qwen2: all of them, or none."""
+    """Write the package of each MODEL, a model type such as qwen2: all of them, or none.
+
+    With --all each package is written by itself, and what couldn't be is listed at the end with the reason: exit 1 if
+    there is any but models without a decoder or an encoder.
+    """
+    if everything == bool(models):
+        raise click.UsageError("Name models, or ask for --all.")
+    if jobs is not None and not everything:
+        raise click.UsageError("--jobs goes with --all.")
     from .codegen import output, rebuild
-    from .codegen.build import generate
+    from .codegen.cached import generate
+    from .codegen.package import Options
     from .codegen.plan import Granularity
     from .codegen.publish import publish
 
     source, folder = _source(transformers), out or output.default_folder()
+    if everything:
+        options = Options(granularity=Granularity(granularity), standalone=standalone)
+        sys.exit(_build_all(source, options, folder, force=force, jobs=jobs, as_json=as_json))
     wanted = rebuild.resolve(models, source)
     packages = []
     with _progress(len(wanted)) as step:
@@ -150,12 +171,35 @@ def build(
         summary.print_build(packages, reports, folder)
 
 
-@cli.command(short_help="Show what a build would change.")
+@cli.command(short_help="Show what a build, or another Transformers, would change.")
 @click.argument("models", metavar="[MODEL...]", nargs=-1)
 @out_option
 @transformers_option
-def diff(models: Sequence[str], out: Path | None, transformers: Path | None) -> None:
-    """Show what a build would change; exit 1 if anything. No MODEL: every built one."""
+@click.option("--from", "old", metavar="RELEASE", help="Compare two Transformers: a folder, a .whl or `installed`.")
+@click.option("--to", "new", metavar="RELEASE", help="The other one, `installed` if left out.")
+@click.option("--download", is_flag=True, help="Fetch a RELEASE that is a version number with pip.")
+@click.option("--no-text", is_flag=True, help="With --from: facts and plan only, no diff of the generated text.")
+@click.option("--json", "as_json", is_flag=True, help="With --from: the same for machines.")
+def diff(
+    models: Sequence[str],
+    out: Path | None,
+    transformers: Path | None,
+    old: str | None,
+    new: str | None,
+    download: bool,
+    no_text: bool,
+    as_json: bool,
+) -> None:
+    """Show what a build would change; exit 1 if anything. No MODEL: every built one.
+
+    With --from it compares what would be built from two releases instead, of every MODEL of Transformers.
+    """
+    if old is not None:
+        if out is not None or transformers is not None:
+            raise click.UsageError("--from compares two releases: --out and --transformers have no say in it.")
+        sys.exit(_upgrade(models, old, new or "installed", download=download, text=not no_text, as_json=as_json))
+    if new is not None or download or no_text or as_json:
+        raise click.UsageError("--to, --download, --no-text and --json go with --from.")
     from .codegen.show.console import console
     from .codegen.show.drift import print_diff
 
@@ -205,6 +249,49 @@ def explain(model: str, granularity: str, transformers: Path | None, as_json: bo
         show(package_tree(package))
 
 
+@cli.command(short_help="Say what in models breaks graphs.")
+@click.argument("models", metavar="[MODEL|FILE...]", nargs=-1)
+@click.option("--level", type=click.Choice(LEVELS), default="warning", show_default=True, help="The least to show.")
+@click.option(
+    "--format", "style", type=click.Choice(("text", "json", "sarif", "github")), default="text", show_default=True
+)
+@granularity_option
+@transformers_option
+def vet(models: Sequence[str], level: str, style: str, granularity: str, transformers: Path | None) -> None:
+    """Say what in models breaks graphs, recompiles or falls back, and what vgen resolves of it.
+
+    A FILE is a modeling file. No MODEL: every built one. Exit 0 if all is resolved, 1 if not, 2 error.
+    """
+    from .codegen import output
+    from .codegen.analyze.model import analyze
+    from .codegen.facts import HazardLevel
+    from .codegen.plan import Granularity
+    from .codegen.vet import at_least, findings, model_of, unresolved
+
+    source = _source(transformers)
+    named = models or [package.model for package in output.built(output.default_folder())]
+    wanted = tuple(dict.fromkeys(model_of(name, source) for name in named))
+    found: list[Finding] = []
+    with _progress(len(wanted)) as step:
+        for model in wanted:
+            step(model)
+            found += at_least(findings(analyze(source, model), Granularity(granularity)), HazardLevel(level))
+    from .codegen.show import vet as show
+
+    match style:
+        case "json":
+            click.echo(show.as_json(found, wanted, source.root), nl=False)
+        case "sarif":
+            click.echo(show.as_sarif(found, source.root), nl=False)
+        case "github":
+            click.echo(show.as_github(found, source.root), nl=False)
+        case _:
+            from .codegen.show.console import console
+
+            show.print_text(console(), found, wanted, source.root)
+    sys.exit(DRIFT if unresolved(found) else SAME)
+
+
 @cli.command("list")
 @out_option
 @transformers_option
@@ -224,6 +311,74 @@ def list_command(out: Path | None, transformers: Path | None, as_json: bool) -> 
         from .codegen.show.console import show
 
         show(listing.listing(packages, models, source.version))
+
+
+@cli.command(short_help="Write the table of all models.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default="docs", show_default=True, help="Folder."
+)
+@click.option("--check", "compare", is_flag=True, help="Write nothing; exit 1 where the files say something else.")
+@transformers_option
+def report(out: Path, compare: bool, transformers: Path | None) -> None:
+    """Build every model in memory and write support.md and support.html, which say what became of each."""
+    from .codegen import documents
+    from .codegen.catalogue import all_packages
+    from .codegen.report import make_report
+    from .codegen.show.report import render
+
+    source = _source(transformers)
+    with _progress(len(source.models())) as step:
+        texts = render(make_report(source, all_packages(source, step=step)))
+    names = documents.stale(out, texts) if compare else documents.write(out, texts)
+    for name in texts:
+        words = ("differs" if compare else "written") if name in names else ("same" if compare else "unchanged")
+        click.echo(f"{out / name}: {words}")
+    sys.exit(DRIFT if compare and names else SAME)
+
+
+def _build_all(source: Source, options: Options, out: Path, *, force: bool, jobs: int | None, as_json: bool) -> int:
+    """The exit code of `build --all`."""
+    from .codegen.show.sweep import Totals, print_sweep, sweep_json
+    from .codegen.sweep import is_success, sweep
+
+    models, totals = source.models(), Totals()
+    with _estimate(source, models) as step:
+        results = totals.watch(sweep(models, source, options, out, force=force, jobs=jobs, step=step))
+        text = sweep_json(results, out) if as_json else None
+        for _ in results:
+            pass  # counted as it passes
+    if text is not None:
+        click.echo(text, nl=False)
+    else:
+        print_sweep(totals, out)
+    return SAME if is_success(totals.failures) else DRIFT
+
+
+def _estimate(source: Source, models: Sequence[str]) -> AbstractContextManager[Callable[[str, bool], None]]:
+    """A bar with an estimate, where somebody watches: a model takes about as long as its file is large."""
+    if not sys.stderr.isatty():
+        return nullcontext(lambda model, done: None)
+    from .codegen.show.progress import estimated
+
+    return estimated({model: source.size(model) for model in models})
+
+
+def _upgrade(models: Sequence[str], old: str, new: str, *, download: bool, text: bool, as_json: bool) -> int:
+    """The exit code of `diff --from --to`."""
+    from .codegen import upgrade
+    from .codegen.release import opened
+    from .codegen.show import semantic
+
+    with opened(old, download=download) as before, opened(new, download=download) as after:
+        wanted = upgrade.resolve(models, before, after)
+        with _progress(2 * len(wanted)) as step:
+            found = tuple(upgrade.upgrades(wanted, before, after, step=step))
+    versions = (before.version, after.version)
+    if as_json:
+        click.echo(semantic.upgrades_json(found, versions, models=len(wanted), text=text), nl=False)
+    else:
+        semantic.print_upgrades(found, versions, models=len(wanted), text=text)
+    return DRIFT if found else SAME
 
 
 def _source(transformers: Path | None) -> Source:

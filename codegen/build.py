@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from .. import __version__
 from ..runtime.digest import class_digests
 from .analyze.model import analyze
 from .analyze.prologue import helper_chain
 from .facts import ModelFacts, Ref
-from .format import formatted
+from .format import checked, formatted
 from .lock import LOCK_NAME, Lock, digest, render_lock
 from .output import RUNTIME
+from .package import Failure, Options, Package, failure, runtime_files
 from .plan import Granularity, Plan, make_plan
 from .render import render, templates_digest
 from .source import Source
 
-RUNTIME_FOLDER = Path(__file__).resolve().parent.parent / "runtime"
+__all__ = ["Package", "build_chunk", "generate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
-    """One generated package, not yet on disk. `runtime_files` is empty unless it is to stand without vgen."""
+class _Draft:
+    """A package before it is formatted, and what its lock names."""
 
-    model: str
+    transformers: str
     facts: ModelFacts
     plan: Plan
     files: Mapping[str, str]
-    runtime_files: Mapping[str, str]
+    upstream: Mapping[str, Mapping[str, str]]
 
 
 def generate(
@@ -44,26 +44,60 @@ def generate(
     Raises:
         VgenError: The source can't be read, or has nothing to compile.
     """
+    options = Options(granularity=granularity, standalone=standalone)
+    draft = _draft(model, source, options)
+    return _package(draft, formatted([draft.files])[0], options)
+
+
+def build_chunk(models: Iterable[tuple[str, Source]], options: Options) -> tuple[Package | Failure, ...]:
+    """Build several models, in the order given; one that fails doesn't stop the others.
+
+    They are formatted together, because starting the formatter takes longer than its work on a package. `models` is
+    drawn from one by one, and no source is kept: the next may be drawn when the one before can be let go.
+    """
+    found: list[tuple[str, _Draft | Failure]] = []
+    for model, source in models:
+        try:
+            found.append((model, _draft(model, source, options)))
+        except Exception as error:
+            found.append((model, failure(model, source, error)))
+    drafts = {model: draft for model, draft in found if isinstance(draft, _Draft)}
+    texts = dict(zip(drafts, formatted([draft.files for draft in drafts.values()]), strict=True))
+    return tuple(
+        draft if isinstance(draft, Failure) else _package(draft, texts[model], options) for model, draft in found
+    )
+
+
+def _draft(model: str, source: Source, options: Options) -> _Draft:
     facts = analyze(source, model)
-    plan = make_plan(facts, granularity)
-    runtime = f"..{RUNTIME}" if standalone else "vgen.runtime"
-    files = formatted(render(source, facts, plan, runtime=runtime))
-    lock = Lock(
-        model=model,
-        vgen=__version__,
+    plan = make_plan(facts, options.granularity)
+    files = render(source, facts, plan, runtime=f"..{RUNTIME}" if options.standalone else "vgen.runtime")
+    return _Draft(
         transformers=source.version,
-        granularity=granularity.value,
-        standalone=standalone,
-        templates=templates_digest(),
+        facts=facts,
+        plan=plan,
+        files=checked(files),
         upstream=_upstream_digests(source, plan),
+    )
+
+
+def _package(draft: _Draft, files: Mapping[str, str], options: Options) -> Package:
+    lock = Lock(
+        model=draft.plan.model,
+        vgen=__version__,
+        transformers=draft.transformers,
+        granularity=options.granularity.value,
+        standalone=options.standalone,
+        templates=templates_digest(),
+        upstream=draft.upstream,
         outputs={path: digest(text) for path, text in files.items()},
     )
     return Package(
-        model=model,
-        facts=facts,
-        plan=plan,
+        model=draft.plan.model,
+        facts=draft.facts,
+        plan=draft.plan,
         files={**files, LOCK_NAME: render_lock(lock)},
-        runtime_files=_runtime_files() if standalone else {},
+        runtime_files=runtime_files(options),
     )
 
 
@@ -73,12 +107,7 @@ def _upstream_digests(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
     used.update(carrier.init for carrier in plan.carriers)
     for call in (call for region in plan.regions for call in region.hoisted):
         used.update(helper_chain(source, call.helper))
-    files = sorted({ref.file for ref in used})
     return {
-        file: class_digests(source.file(file).text, sorted(ref.name for ref in used if ref.file == file))
-        for file in files
+        rel: class_digests(file.text, sorted(ref.name for ref in used if ref.file == rel), tree=file.tree)
+        for rel, file in ((rel, source.file(rel)) for rel in sorted({ref.file for ref in used}))
     }
-
-
-def _runtime_files() -> dict[str, str]:
-    return {f"{RUNTIME}/{path.name}": path.read_text(encoding="utf-8") for path in sorted(RUNTIME_FOLDER.glob("*.py"))}

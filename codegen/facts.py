@@ -129,8 +129,27 @@ class PrologueCall:
 class HazardKind(StrEnum):
     HOST_READ = "host-read"
     DATA_BRANCH = "data-branch"
+    DATA_LOOP = "data-loop"
     DATA_SHAPE = "data-shape"
+    MASK_INDEX = "mask-index"
+    LOGGING = "logging"
+    STATE_WRITE = "state-write"
     DYNAMIC_ROPE = "dynamic-rope"
+    LAYER_NUMBER = "layer-number"
+
+
+class HazardLevel(StrEnum):
+    """What a hazard does. ERROR: breaks the graph. WARNING: recompiles, waits for the device, or falls back in some uses.
+    NOTE: doesn't run inside the graph, or costs nothing as things are."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+    @property
+    def rank(self) -> int:
+        """The more serious, the higher."""
+        return {HazardLevel.ERROR: 2, HazardLevel.WARNING: 1, HazardLevel.NOTE: 0}[self]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +160,7 @@ class Hazard:
     message: str
     span: Span
     owner: Ref
+    level: HazardLevel = HazardLevel.ERROR
     resolved_by: str | None = None
 
 

@@ -17,6 +17,7 @@ from .facts import (
     ChildKind,
     ClassFact,
     Hazard,
+    HazardLevel,
     Modality,
     ModelFacts,
     PrologueCall,
@@ -104,7 +105,9 @@ class Plan:
 
     @property
     def unresolved(self) -> tuple[Hazard, ...]:
-        return tuple(hazard for hazard in self.hazards if hazard.resolved_by is None)
+        """What is left to matter: notes don't."""
+        open_ = (hazard for hazard in self.hazards if hazard.resolved_by is None)
+        return tuple(hazard for hazard in open_ if hazard.level is not HazardLevel.NOTE)
 
 
 _LIST = "`vgen list` shows what can be built."
@@ -210,9 +213,10 @@ def _regions(
     """The regions for one role: the class itself, or each repeated layer class below it."""
     reach = _reach(facts, role.ref)
     blocks = _blocks(facts, role.ref)
-    broken = any(hazard.owner in reach and hazard.resolved_by is None for hazard in hazards)
+    breaking = [hazard for hazard in hazards if hazard.resolved_by is None and hazard.level is HazardLevel.ERROR]
+    broken = any(hazard.owner in reach for hazard in breaking)
     in_blocks = {ref for block in blocks for ref in _reach(facts, block)}
-    clean_blocks = all(hazard.owner not in in_blocks or hazard.resolved_by is not None for hazard in hazards)
+    clean_blocks = all(hazard.owner not in in_blocks for hazard in breaking)
     match granularity:
         case Granularity.WHOLE:
             split = False

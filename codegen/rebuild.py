@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import output
-from .build import Package, generate
+from .cached import generate
 from .compare import Drift, compare
 from .errors import VgenError
 from .lock import LOCK_NAME, changes, parse_lock
+from .package import Package
 from .plan import Granularity
 from .source import Source
 

@@ -1,174 +1,26 @@
-"""Finds and reads modeling files, of an installed Transformers or of a folder, without importing any of it.
-
-A `SourceFile` keeps an index of its top-level definitions, made by the standard library's `ast`, which reads a file ten
-times faster than LibCST. LibCST then parses single methods, the ones that analysis asks for: see `codegen.analyze.trees`.
-"""
+"""Finds and reads modeling files, of an installed Transformers or of a folder, without importing any of it."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .errors import VgenError
 from .facts import Ref, Span
+from .files import Definition, Files, Import, SourceFile
+from .memo import remembered
+
+__all__ = ["PACKAGE", "Definition", "Import", "Source", "SourceFile", "folder", "installed"]
 
 PACKAGE = "transformers"
 """The package whose models are built."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    """A top-level class or function: lines count from 1, decorators included."""
-
-    name: str
-    is_class: bool
-    first_line: int
-    def_line: int
-    last_line: int
-    node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Import:
-    """A name bound by an import at the top level: `module` is absolute, `name` None for `import module`."""
-
-    module: str
-    name: str | None
-    bound_as: str
-
-
-class SourceFile:
-    """One Python file, read once. `rel` is its path from the source's root, with forward slashes."""
-
-    def __init__(self, path: Path, rel: str) -> None:
-        self.path = path
-        self.rel = rel
-        try:
-            self.text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise VgenError("unreadable", f"{path} can't be read: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise VgenError(
-                "unreadable", f"{path} isn't UTF-8 text ({error.reason} at byte {error.start})."
-            ) from error
-
-    @cached_property
-    def lines(self) -> list[str]:
-        return self.text.splitlines(keepends=True)
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
-
-    @cached_property
-    def tree(self) -> ast.Module:
-        try:
-            return ast.parse(self.text)
-        except SyntaxError as error:
-            raise VgenError(
-                "syntax",
-                f"Python can't parse this file: {error.msg}.",
-                span=Span(file=self.rel, line=error.lineno or 1),
-                hint="Correct the file, or reinstall Transformers if it isn't yours.",
-            ) from error
-
-    @cached_property
-    def module(self) -> str:
-        """The dotted name that the file would be imported by."""
-        return self.rel.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-    @cached_property
-    def definitions(self) -> dict[str, Definition]:
-        found = {}
-        for node in _top_level(self.tree.body):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found[node.name] = Definition(
-                    name=node.name,
-                    is_class=isinstance(node, ast.ClassDef),
-                    first_line=min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]),
-                    def_line=node.lineno,
-                    last_line=node.end_lineno or node.lineno,
-                    node=node,
-                )
-        return found
-
-    @cached_property
-    def imports(self) -> dict[str, Import]:
-        found = {}
-        for node in _top_level(self.tree.body):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    bound = alias.asname or alias.name.partition(".")[0]
-                    parent, _, last = alias.name.rpartition(".")
-                    if alias.asname == last and parent:
-                        # `import torch.nn as nn` is `from torch import nn`.
-                        found[bound] = Import(module=parent, name=last, bound_as=bound)
-                    else:
-                        found[bound] = Import(module=alias.name if alias.asname else bound, name=None, bound_as=bound)
-            elif isinstance(node, ast.ImportFrom):
-                module = self.absolute(node.module or "", level=node.level)
-                for alias in node.names:
-                    bound = alias.asname or alias.name
-                    found[bound] = Import(module=module, name=alias.name, bound_as=bound)
-        return found
-
-    def absolute(self, module: str, *, level: int) -> str:
-        """The absolute name of a module imported with `level` leading dots."""
-        if not level:
-            return module
-        package = self.module if self.rel.endswith("/__init__.py") else self.module.rpartition(".")[0]
-        parts = package.split(".")
-        return ".".join([*parts[: len(parts) - level + 1], *([module] if module else [])])
-
-    @cached_property
-    def star_imports(self) -> tuple[str, ...]:
-        return tuple(imported.module for imported in self.imports.values() if imported.name == "*")
-
-    @cached_property
-    def assigned(self) -> frozenset[str]:
-        """Names that top-level assignments bind."""
-        names: set[str] = set()
-        for node in _top_level(self.tree.body):
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            names.update(target.id for target in targets if isinstance(target, ast.Name))
-        return frozenset(names)
-
-    @cached_property
-    def copyright(self) -> tuple[str, ...]:
-        """The lines of the leading comment that name a copyright holder."""
-        comments = []
-        for line in self.lines:
-            if line.strip() and not line.startswith("#"):
-                break
-            if line.startswith("# Copyright"):
-                comments.append(line.rstrip())
-        return tuple(comments)
-
-    def span(self, node: ast.expr | ast.stmt | Definition) -> Span:
-        if isinstance(node, Definition):
-            return Span(file=self.rel, line=node.def_line)
-        return Span(file=self.rel, line=node.lineno, column=node.col_offset)
-
-
-def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module, those in `if` and `try` included: that is where optional imports stand."""
-    for node in body:
-        yield node
-        if isinstance(node, ast.If):
-            yield from _top_level(node.body)
-            yield from _top_level(node.orelse)
-        elif isinstance(node, ast.Try):
-            yield from _top_level(node.body)
-            for handler in node.handlers:
-                yield from _top_level(handler.body)
-            yield from _top_level(node.orelse)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,8 +32,26 @@ class Source:
 
     root: Path
     version: str
+    memo: dict[object, Any] = field(default_factory=dict, repr=False)
+    _store: Files = field(default_factory=Files, repr=False)
     _files: dict[str, SourceFile | None] = field(default_factory=dict, repr=False)
-    _auto_models: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+
+    def fresh(self) -> Source:
+        """The same Transformers for one more model: `read` starts empty, and what was found before isn't kept in memory.
+
+        The files that were read last are shared.
+        """
+        return Source(root=self.root, version=self.version, _store=self._store)
+
+    @property
+    def read(self) -> Mapping[str, str | None]:
+        """The digest of every file that was read so far, by its path from the root; None where there is no such file."""
+        return {rel: file.digest if file is not None else None for rel, file in self._files.items()}
+
+    def forget(self) -> None:
+        """Let go of everything that was read and found: whoever holds this source by a cycle of references holds no more."""
+        self.memo.clear()
+        self._files.clear()
 
     def file(self, rel: str) -> SourceFile:
         found = self.find_file(rel)
@@ -191,8 +61,7 @@ class Source:
 
     def find_file(self, rel: str) -> SourceFile | None:
         if rel not in self._files:
-            path = self.root / rel
-            self._files[rel] = SourceFile(path, rel) if path.is_file() else None
+            self._files[rel] = self._store.read(self.root / rel, rel)
         return self._files[rel]
 
     def module_file(self, module: str) -> SourceFile | None:
@@ -241,17 +110,16 @@ class Source:
         special = self._table("SPECIAL_MODEL_TYPE_TO_MODULE_NAME")
         return {name: special.get(name, name.replace("-", "_")) for name in configs}
 
+    @remembered
     def auto_models(self, auto_class: str) -> dict[str, str]:
         """Model type → the class that one of Transformers' auto classes makes of it; the first where there are several."""
-        if auto_class not in self._auto_models:
-            file = self.file(f"{PACKAGE}/models/auto/modeling_auto.py")
-            definition = file.definitions.get(auto_class)
-            mapping = None
-            for node in definition.node.body if definition is not None else ():
-                if isinstance(node, ast.Assign) and any(_is_name(target, "_model_mapping") for target in node.targets):
-                    mapping = node.value.id if isinstance(node.value, ast.Name) else None
-            self._auto_models[auto_class] = self._table(f"{mapping}_NAMES") if mapping is not None else {}
-        return self._auto_models[auto_class]
+        file = self.file(f"{PACKAGE}/models/auto/modeling_auto.py")
+        definition = file.definitions.get(auto_class)
+        mapping = None
+        for node in definition.node.body if definition is not None else ():
+            if isinstance(node, ast.Assign) and any(_is_name(target, "_model_mapping") for target in node.targets):
+                mapping = node.value.id if isinstance(node.value, ast.Name) else None
+        return self._table(f"{mapping}_NAMES") if mapping is not None else {}
 
     def resolve_model(self, name: str) -> str:
         """The folder of a model type or folder name; a hyphen serves for an underscore."""
@@ -270,19 +138,31 @@ class Source:
     def modeling_file(self, model: str) -> SourceFile:
         return self.file(f"{PACKAGE}/models/{model}/modeling_{model}.py")
 
+    def size(self, model: str) -> int:
+        """The length of a model's modeling file in bytes, without reading it."""
+        return (self.root / PACKAGE / "models" / model / f"modeling_{model}.py").stat().st_size
+
     def _table(self, name: str) -> dict[str, str]:
         """A mapping of Transformers' auto classes, read as a literal from the files that define or extend it."""
         table: dict[str, str] = {}
         for stem in ("auto_mappings", "configuration_auto", "modeling_auto"):
             file = self.find_file(f"{PACKAGE}/models/auto/{stem}.py")
-            for node in file.tree.body if file is not None else []:
-                if isinstance(node, ast.Assign) and any(_is_name(target, name) for target in node.targets):
-                    table.update(_pairs(node.value))
-                elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-                    call = node.value
-                    if isinstance(call.func, ast.Attribute) and _is_name(call.func.value, name):
-                        table.update(_pairs(call))
+            table.update(_entries(file, name) if file is not None else {})
         return table
+
+
+@remembered
+def _entries(file: SourceFile, table: str) -> dict[str, str]:
+    """What one file gives a table or adds to it."""
+    found: dict[str, str] = {}
+    for node in file.tree.body:
+        if isinstance(node, ast.Assign) and any(_is_name(target, table) for target in node.targets):
+            found.update(_pairs(node.value))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            call = node.value
+            if isinstance(call.func, ast.Attribute) and _is_name(call.func.value, table):
+                found.update(_pairs(call))
+    return found
 
 
 def _is_name(node: ast.expr, name: str) -> bool:

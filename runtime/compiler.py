@@ -11,12 +11,13 @@ import torch._dynamo.config
 import torch.fx.experimental._config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .counting import tally
 from .settings import Options
 
 # What compiling raises where a core can't be captured. Errors from running what was compiled are others.
-COMPILE_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit)
+COMPILE_ERRORS = (TorchDynamoException, FailOnRecompileLimitHit, GuardOnDataDependentSymNode)
 
 # How often Dynamo may compile one variant again because a guard failed.
 VARIANT_LIMIT = 16
@@ -38,9 +39,10 @@ class CountingBackend:
         self._backend = _resolve(options)
 
     def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        # Counted when it is done: Dynamo may stop the backend to trace once more.
+        compiled: Callable[..., Any] = self._backend(graph, example_inputs)
         self.graphs += 1
         tally(self._tag).graphs += 1
-        compiled: Callable[..., Any] = self._backend(graph, example_inputs)
         return compiled
 
 

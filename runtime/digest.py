@@ -35,12 +35,13 @@ def bytes_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def definitions(source_text: str, names: Iterable[str]) -> dict[str, Definition]:
+def definitions(source_text: str, names: Iterable[str], *, tree: ast.Module | None = None) -> dict[str, Definition]:
     """Find top-level classes and functions by name.
 
     Args:
         source_text: A Python file.
         names: The names to look for; one that isn't defined is left out of the result.
+        tree: What the text parses to, where that is known.
 
     Raises:
         SyntaxError: The text isn't Python.
@@ -50,7 +51,7 @@ def definitions(source_text: str, names: Iterable[str]) -> dict[str, Definition]
     lines = source_text.replace("\r\n", "\n").split("\n")
     first: dict[str, int] = {}
     texts: dict[str, list[str]] = {}
-    for node in _top_level(ast.parse(source_text).body):
+    for node in _top_level((tree or ast.parse(source_text)).body):
         if node.name in wanted:
             line = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             text = "\n".join(each.rstrip() for each in lines[line - 1 : node.end_lineno])
@@ -59,9 +60,9 @@ def definitions(source_text: str, names: Iterable[str]) -> dict[str, Definition]
     return {name: Definition(first[name], text_digest("\n".join(texts[name]))) for name in sorted(texts)}
 
 
-def class_digests(source_text: str, names: Iterable[str]) -> dict[str, str]:
+def class_digests(source_text: str, names: Iterable[str], *, tree: ast.Module | None = None) -> dict[str, str]:
     """The digests of top-level classes and functions by name: a table of `vgen.lock`. See `definitions`."""
-    return {name: definition.digest for name, definition in definitions(source_text, names).items()}
+    return {name: definition.digest for name, definition in definitions(source_text, names, tree=tree).items()}
 
 
 def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 
+from .caches import make_contiguous
 from .compiler import COMPILE_ERRORS, CompiledCore
 from .contract import Contract, Violation
 from .counting import record_fallback, tally
@@ -138,6 +139,8 @@ class Region:
         count.calls += 1
         if self.records_outputs and not module.__dict__.get("_output_capturing_hooks_installed"):
             _install_output_hooks(module, arguments)
+        if self.per_instance:
+            make_contiguous(arguments)
         variant = self.contract.variant(module, arguments)
         if isinstance(variant, Violation):
             return self._uncompiled(module, arguments, variant.reason)

@@ -247,6 +247,8 @@ def run(builds: Builds, upstream: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """Run a command in an empty folder, on the stand-in Transformers, with packages in `compiled`."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+    # What a stand-in builds doesn't follow from its source, so it can't be remembered.
+    monkeypatch.setenv("VGEN_CACHE", "off")
 
     def invoke(command: str, *arguments: str, columns: int = 100) -> Result:
         options = ["--transformers", str(upstream)] + ([] if command == "explain" else ["--out", "compiled"])

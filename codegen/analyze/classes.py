@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
+from typing import Any
 
 from ..facts import Ref
+from ..memo import remembered
 from ..source import Source
 
 FRAMEWORK = "transformers/modeling_utils.py"
@@ -22,10 +23,10 @@ class Classes:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.mro = cache(self._mro)
-        self.resolve_class = cache(self._resolve_class)
+        self.memo: dict[object, Any] = {}
 
-    def _resolve_class(self, file: str, name: str) -> Ref | None:
+    @remembered
+    def resolve_class(self, file: str, name: str) -> Ref | None:
         """The class that a top-level name of `file` stands for; a framework class without reading its file."""
         source_file = self.source.file(file)
         if name in source_file.definitions:
@@ -56,7 +57,8 @@ class Classes:
         found = [self.resolve_class(ref.file, name) for name in names]
         return tuple(base for base in found if base is not None)
 
-    def _mro(self, ref: Ref) -> tuple[Ref, ...]:
+    @remembered
+    def mro(self, ref: Ref) -> tuple[Ref, ...]:
         """The C3 linearization over Transformers' classes, `ref` first."""
         bases = self.bases(ref)
         sequences = [list(self.mro(base)) for base in bases] + [list(bases)]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
-from functools import cache
 
-import libcst as cst
-
-from ..facts import Child, ChildKind, Ref
+from ..facts import Child, ChildKind, Ref, Span
+from ..memo import remembered
 from .classes import Classes
 from .configs import auto_target, is_auto
-from .trees import Tree, Trees
+from .trees import Trees
 
 
-@cache
+@remembered
 def children(classes: Classes, trees: Trees, ref: Ref) -> tuple[Child, ...]:
     """The children that the `__init__` of `ref` makes, in order; the `__init__` may be inherited.
 
@@ -24,8 +22,9 @@ def children(classes: Classes, trees: Trees, ref: Ref) -> tuple[Child, ...]:
     found = classes.method(ref, "__init__")
     if found is None:
         return ()
-    visitor = _Children(classes, ref, trees.method(found[0], "__init__"))
-    visitor.tree.method.visit(visitor)
+    visitor = _Children(classes, ref, found[0])
+    for statement in found[1].body:
+        visitor.visit(statement)
     own = tuple(visitor.children)
     base = inherited_init(classes, ref)
     replaced = {child.attribute for child in own}
@@ -33,7 +32,7 @@ def children(classes: Classes, trees: Trees, ref: Ref) -> tuple[Child, ...]:
     return (*(child for child in above if child.attribute not in replaced), *own)
 
 
-@cache
+@remembered
 def inherited_init(classes: Classes, ref: Ref) -> Ref | None:
     """The base class whose `__init__` that of `ref` runs through `super()`; None where that is the framework's."""
     found = classes.method(ref, "__init__")
@@ -48,7 +47,7 @@ def inherited_init(classes: Classes, ref: Ref) -> Ref | None:
     return None
 
 
-@cache
+@remembered
 def assigned(classes: Classes, ref: Ref) -> frozenset[str]:
     """The attributes that the `__init__` of `ref` gives the instance, whatever their value."""
     found = classes.method(ref, "__init__")
@@ -74,12 +73,11 @@ def _is_super_init(node: ast.AST) -> bool:
     return False
 
 
-class _Children(cst.CSTVisitor):
-    def __init__(self, classes: Classes, ref: Ref, tree: Tree) -> None:
-        super().__init__()
+class _Children(ast.NodeVisitor):
+    def __init__(self, classes: Classes, ref: Ref, owner: Ref) -> None:
         self.classes = classes
         self.ref = ref
-        self.tree = tree
+        self.file = classes.source.file(owner.file)
         self.children: list[Child] = []
         self._attributes: list[str] = []
         self._targets: list[set[str]] = []
@@ -89,123 +87,110 @@ class _Children(cst.CSTVisitor):
 
     # Where a construction stands: which attribute it goes to, in a loop, under a condition.
 
-    def visit_Assign(self, node: cst.Assign) -> None:
-        targets = [_self_attribute(target.target) for target in node.targets]
+    def visit_Assign(self, node: ast.Assign) -> None:
+        targets = [_self_attribute(target) for target in node.targets]
         attribute = next((name for name in targets if name), "")
-        self._attributes.append(attribute)
-        if attribute and isinstance(node.value, cst.Name):
+        if attribute and isinstance(node.value, ast.Name):
             # `part = X(config)` earlier, and now `self.attribute = part`.
-            for position in self._locals.get(node.value.value, ()):
+            for position in self._locals.get(node.value.id, ()):
                 self.children[position] = replace(self.children[position], attribute=attribute)
-        self._targets.append({name.target.value for name in node.targets if isinstance(name.target, cst.Name)})
-
-    def leave_Assign(self, original_node: cst.Assign) -> None:
+        self._attributes.append(attribute)
+        self._targets.append({target.id for target in node.targets if isinstance(target, ast.Name)})
+        self.generic_visit(node)
         self._attributes.pop()
         self._targets.pop()
 
-    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         self._attributes.append(_self_attribute(node.target) or "")
-
-    def leave_AnnAssign(self, original_node: cst.AnnAssign) -> None:
+        self.generic_visit(node)
         self._attributes.pop()
 
-    def visit_For(self, node: cst.For) -> None:
+    def visit_For(self, node: ast.For | ast.ListComp | ast.GeneratorExp) -> None:
         self._repeats += 1
-
-    def leave_For(self, original_node: cst.For) -> None:
+        self.generic_visit(node)
         self._repeats -= 1
 
-    def visit_ListComp(self, node: cst.ListComp) -> None:
-        self._repeats += 1
+    def visit_ListComp(self, node: ast.ListComp) -> None:
+        self.visit_For(node)
 
-    def leave_ListComp(self, original_node: cst.ListComp) -> None:
-        self._repeats -= 1
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> None:
+        self.visit_For(node)
 
-    def visit_GeneratorExp(self, node: cst.GeneratorExp) -> None:
-        self._repeats += 1
-
-    def leave_GeneratorExp(self, original_node: cst.GeneratorExp) -> None:
-        self._repeats -= 1
-
-    def visit_If(self, node: cst.If) -> None:
+    def visit_If(self, node: ast.If | ast.IfExp) -> None:
         self._conditions += 1
-
-    def leave_If(self, original_node: cst.If) -> None:
+        self.generic_visit(node)
         self._conditions -= 1
 
-    def visit_IfExp(self, node: cst.IfExp) -> None:
-        self._conditions += 1
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self.visit_If(node)
 
-    def leave_IfExp(self, original_node: cst.IfExp) -> None:
-        self._conditions -= 1
-
-    def visit_Call(self, node: cst.Call) -> None:
+    def visit_Call(self, node: ast.Call) -> None:
         if _sets_attribute(node):
-            self._attributes.append(self._set_attribute(node.args[1].value))
+            self._attributes.append(self._set_attribute(node.args[1]))
+            self.generic_visit(node)
+            self._attributes.pop()
             return
         made = self._made(node)
-        if made is None:
-            return
-        kind, callee, target = made
-        for name in self._targets[-1] if self._targets else ():
-            self._locals.setdefault(name, []).append(len(self.children))
-        self.children.append(
-            Child(
-                attribute=next((name for name in reversed(self._attributes) if name), ""),
-                kind=kind,
-                callee=callee,
-                target=target,
-                config=_code(node.args[0].value) if node.args else None,
-                repeated=self._repeats > 0,
-                conditional=self._conditions > 0,
-                span=self.tree.span(node),
+        if made is not None:
+            kind, callee, target = made
+            for name in self._targets[-1] if self._targets else ():
+                self._locals.setdefault(name, []).append(len(self.children))
+            self.children.append(
+                Child(
+                    attribute=next((name for name in reversed(self._attributes) if name), ""),
+                    kind=kind,
+                    callee=callee,
+                    target=target,
+                    config=self._first_argument(node),
+                    repeated=self._repeats > 0,
+                    conditional=self._conditions > 0,
+                    span=Span(file=self.file.rel, line=node.lineno),
+                )
             )
-        )
+        self.generic_visit(node)
 
-    def leave_Call(self, original_node: cst.Call) -> None:
-        if _sets_attribute(original_node):
-            self._attributes.pop()
-
-    def _made(self, node: cst.Call) -> tuple[ChildKind, str, Ref | None] | None:
+    def _made(self, node: ast.Call) -> tuple[ChildKind, str, Ref | None] | None:
         match node.func:
-            case cst.Name(value=name):
+            case ast.Name(id=name):
                 target = self._module_class(name)
                 return None if target is None else (ChildKind.DIRECT, name, target)
-            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="_from_config")):
+            case ast.Attribute(value=ast.Name(id=name), attr="_from_config"):
                 target = self._module_class(name)
                 return None if target is None else (ChildKind.FROM_CONFIG, name, target)
-            case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="from_config")) if is_auto(name):
-                config = _code(node.args[0].value) if node.args else None
-                return ChildKind.AUTO, name, auto_target(self.classes, self.ref, name, config)
+            case ast.Attribute(value=ast.Name(id=name), attr="from_config") if is_auto(name):
+                return ChildKind.AUTO, name, auto_target(self.classes, self.ref, name, self._first_argument(node))
         return None
+
+    def _first_argument(self, node: ast.Call) -> str | None:
+        """Its text, whether it is given by position or by keyword."""
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if not values:
+            return None
+        return self.file.segment(values[0].value if isinstance(values[0], ast.Starred) else values[0])
 
     def _module_class(self, name: str) -> Ref | None:
         """The modeling class of that name; what the framework defines is no child that could be generated."""
-        target = self.classes.resolve_class(self.tree.ref.file, name)
+        target = self.classes.resolve_class(self.file.rel, name)
         return target if target is not None and self.classes.node(target) is not None else None
 
-    def _set_attribute(self, name: cst.BaseExpression) -> str:
+    def _set_attribute(self, name: ast.expr) -> str:
         """The attribute that `setattr(self, <name>, …)` sets, where the source fixes it."""
-        if isinstance(name, cst.SimpleString):
-            return str(name.evaluated_value)
+        if isinstance(name, ast.Constant):
+            return str(name.value)
         attribute = _self_attribute(name)
         return (self.classes.text_attribute(self.ref, attribute) or "") if attribute else ""
 
 
-def _sets_attribute(node: cst.Call) -> bool:
+def _sets_attribute(node: ast.Call) -> bool:
     """Whether the call is `setattr(self, name, value)`."""
     match node:
-        case cst.Call(func=cst.Name(value="setattr"), args=[cst.Arg(value=cst.Name(value="self")), _, _]):
+        case ast.Call(func=ast.Name(id="setattr"), args=[ast.Name(id="self"), _, _]):
             return True
     return False
 
 
-def _self_attribute(node: cst.BaseExpression) -> str | None:
+def _self_attribute(node: ast.expr) -> str | None:
     match node:
-        case cst.Attribute(value=cst.Name(value="self"), attr=cst.Name(value=name)):
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
             return name
     return None
-
-
-def _code(node: cst.CSTNode) -> str:
-    return cst.Module(body=()).code_for_node(node)

@@ -40,8 +40,9 @@ def _sub_config(classes: Classes, config: Ref, name: str) -> tuple[str | None, R
                 continue
             if isinstance(entry, ast.Name):
                 found = classes.resolve_class(config.file, entry.id)
-                if found is not None and classes.node(found) is not None:
-                    return classes.text_attribute(found, "model_type"), found
+                model_type = classes.text_attribute(found, "model_type") if found is not None else None
+                if model_type is not None:
+                    return model_type, found
             if isinstance(entry, ast.Call):
                 for keyword in entry.keywords:
                     if keyword.arg == "model_type" and isinstance(keyword.value, ast.Constant):
@@ -50,15 +51,21 @@ def _sub_config(classes: Classes, config: Ref, name: str) -> tuple[str | None, R
 
 
 def _assigned_default(classes: Classes, config: Ref, name: str) -> str | None:
-    """`self.text_config = CONFIG_MAPPING["qwen2"]()` in the configuration's methods: the model type in the subscript."""
+    """The model type that the configuration's methods give a part: `self.text_config = CONFIG_MAPPING["qwen2"]()`, or
+    `self.text_config["model_type"] = self.text_config.get("model_type", "qwen2")`."""
     node = classes.node(config)
     for inner in ast.walk(node) if node is not None else ():
-        if not isinstance(inner, ast.Assign) or not isinstance(inner.value, ast.Call):
-            continue
-        targets = [target for target in inner.targets if isinstance(target, ast.Attribute) and target.attr == name]
-        function = inner.value.func
-        if targets and isinstance(function, ast.Subscript) and isinstance(function.slice, ast.Constant):
-            return str(function.slice.value)
+        match inner:
+            case ast.Assign(
+                targets=[ast.Attribute(attr=attribute)],
+                value=ast.Call(func=ast.Subscript(slice=ast.Constant(value=str(default)))),
+            ) if attribute == name:
+                return default
+            case ast.Assign(
+                targets=[ast.Subscript(value=ast.Attribute(attr=attribute), slice=ast.Constant(value="model_type"))],
+                value=ast.Call(func=ast.Attribute(attr="get"), args=[_, ast.Constant(value=str(default))]),
+            ) if attribute == name:
+                return default
     return None
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import ast
 import re
-from functools import cache
+from functools import lru_cache
 
 from ..facts import ArgumentShape, Dim, Evidence, EvidenceSource, Parameter, PrologueCall, Ref, Span
-from ..source import Source
+from ..memo import remembered
+from ..source import Source, SourceFile
 from .prologue import helper_chain, popped_keys
 
 STATIC = re.compile(
@@ -128,14 +129,18 @@ def _documented(docstring: str) -> dict[str, tuple[str, int]]:
     return found
 
 
-@cache
 def _shared_arguments(source: Source) -> dict[str, tuple[str, int]]:
     """Argument → (shape text, line) of `auto_docstring`'s table of arguments that models share."""
     file = source.find_file(SHARED)
+    return _shared_in(file) if file is not None else {}
+
+
+@remembered
+def _shared_in(file: SourceFile) -> dict[str, tuple[str, int]]:
     found: dict[str, tuple[str, int]] = {}
     name, inside = "", False
     # Line by line: the file is long, and parsing it would take as long as the rest of a build.
-    for number, line in enumerate(file.lines if file is not None else (), start=1):
+    for number, line in enumerate(file.lines, start=1):
         if line.startswith("class "):
             inside = line.startswith("class ModelArgs")
         elif inside and (assigned := re.match(r"    (\w+) = \{", line)) is not None:
@@ -148,26 +153,41 @@ def _shared_arguments(source: Source) -> dict[str, tuple[str, int]]:
 def _rank_tests(method: ast.FunctionDef, name: str) -> list[tuple[str, int]]:
     """Comparisons of `name.ndim`, `name.dim()` or `len(name.shape)` in the body."""
     found = []
-    for node in ast.walk(method):
-        if isinstance(node, ast.Compare):
-            text = ast.unparse(node.left)
-            if text in (f"{name}.ndim", f"{name}.dim()", f"len({name}.shape)"):
-                found.append((ast.unparse(node), node.lineno))
+    for node, text in _tests_and_bindings(method)[0]:
+        if text in (f"{name}.ndim", f"{name}.dim()", f"len({name}.shape)"):
+            found.append((ast.unparse(node), node.lineno))
     return found
 
 
 def _unpacked(method: ast.FunctionDef, name: str) -> tuple[str, int] | None:
     """`a, b = name.shape` or `name.size()` before the name is bound again: the names, as text."""
-    for node in ast.walk(method):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
-            if ast.unparse(node.value) in (f"{name}.shape", f"{name}.size()"):
+    for node, text in _tests_and_bindings(method)[1]:
+        if isinstance(node.targets[0], ast.Tuple):
+            if text in (f"{name}.shape", f"{name}.size()"):
                 return f"({ast.unparse(node.targets[0]).strip('()')})", node.lineno
             if any(isinstance(target, ast.Name) and target.id == name for target in node.targets[0].elts):
                 return None
-        elif isinstance(node, ast.Assign):
-            if any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
-                return None
+        elif any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+            return None
     return None
+
+
+@lru_cache(maxsize=1)
+def _tests_and_bindings(
+    method: ast.FunctionDef,
+) -> tuple[tuple[tuple[ast.Compare, str], ...], tuple[tuple[ast.Assign, str], ...]]:
+    """Comparisons with their left side, assignments with their right side, as text: asked for with every parameter."""
+    nodes = tuple(ast.walk(method))
+    return (
+        tuple((node, ast.unparse(node.left)) for node in nodes if isinstance(node, ast.Compare)),
+        tuple((node, _short_text(node.value)) for node in nodes if isinstance(node, ast.Assign)),
+    )
+
+
+def _short_text(value: ast.expr) -> str:
+    """The text of an attribute or of a call without arguments; nothing else is asked about."""
+    plain = isinstance(value, ast.Attribute) or (isinstance(value, ast.Call) and not value.args)
+    return ast.unparse(value) if plain else ""
 
 
 def _split(text: str) -> list[str]:

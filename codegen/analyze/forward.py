@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import libcst as cst
+import ast
 
 from ..facts import Parameter, ParameterKind
-from .trees import Tree
+from ..source import SourceFile
 
 
-def parameters(tree: Tree) -> tuple[Parameter, ...]:
+def parameters(file: SourceFile, node: ast.FunctionDef) -> tuple[Parameter, ...]:
     """Every parameter but `self`, in the order of the signature."""
-    declared = tree.method.params
+    declared = node.args
 
-    def parameter(param: cst.Param, kind: ParameterKind) -> Parameter:
+    def parameter(arg: ast.arg, kind: ParameterKind, default: ast.expr | None = None) -> Parameter:
         return Parameter(
-            name=param.name.value,
+            name=arg.arg,
             kind=kind,
-            annotation=tree.code(param.annotation.annotation) if param.annotation else None,
-            default=tree.code(param.default) if param.default else None,
+            annotation=file.segment(arg.annotation) if arg.annotation is not None else None,
+            default=file.segment(default) if default is not None else None,
         )
 
-    found = [parameter(param, ParameterKind.POSITIONAL_ONLY) for param in declared.posonly_params]
-    found += [parameter(param, ParameterKind.POSITIONAL) for param in declared.params]
-    if isinstance(declared.star_arg, cst.Param):
-        found.append(parameter(declared.star_arg, ParameterKind.VAR_POSITIONAL))
-    found += [parameter(param, ParameterKind.KEYWORD_ONLY) for param in declared.kwonly_params]
-    if declared.star_kwarg is not None:
-        found.append(parameter(declared.star_kwarg, ParameterKind.VAR_KEYWORD))
+    positional = [*declared.posonlyargs, *declared.args]
+    defaults = [None] * (len(positional) - len(declared.defaults)) + declared.defaults
+    kinds = [ParameterKind.POSITIONAL_ONLY] * len(declared.posonlyargs) + [ParameterKind.POSITIONAL] * len(
+        declared.args
+    )
+    found = [parameter(*each) for each in zip(positional, kinds, defaults, strict=True)]
+    if declared.vararg is not None:
+        found.append(parameter(declared.vararg, ParameterKind.VAR_POSITIONAL))
+    for arg, default in zip(declared.kwonlyargs, declared.kw_defaults, strict=True):
+        found.append(parameter(arg, ParameterKind.KEYWORD_ONLY, default))
+    if declared.kwarg is not None:
+        found.append(parameter(declared.kwarg, ParameterKind.VAR_KEYWORD))
     return tuple(found[1:])
 
 
-def decorators(tree: Tree) -> tuple[str, ...]:
-    return tuple(tree.code(decorator.decorator) for decorator in tree.method.decorators)
+def decorators(file: SourceFile, node: ast.FunctionDef) -> tuple[str, ...]:
+    return tuple(file.segment(decorator) for decorator in node.decorator_list)
 
 
-def returns(tree: Tree) -> str | None:
-    returned = tree.method.returns
-    return tree.code(returned.annotation) if returned else None
+def returns(file: SourceFile, node: ast.FunctionDef) -> str | None:
+    return file.segment(node.returns) if node.returns is not None else None

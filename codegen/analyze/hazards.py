@@ -1,24 +1,27 @@
-"""What in reach of a forward breaks a graph: reads of tensor values on the host, and shapes that depend on values.
+"""What in reach of a class's forward breaks a graph, recompiles, or changes results.
 
-The reach of a class is its forward, the methods of its own that the forward calls, the functions of modeling files that they
-call, and the same for every child it makes.
+The reach of a class is its forward and what that calls; the children that it makes answer for theirs.
 """
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 from collections.abc import Iterator
 
 from ..facts import Forward, Hazard, HazardKind, Ref, Span
-from ..source import Source
+from ..memo import remembered
+from .callgraph import CallGraph, Reached, decorators
 from .classes import Classes
 from .composition import children, inherited_init
-from .prologue import helper_chain
+from .conditions import NOTE, WARNING, lower
 from .trees import Trees
 
-HOST_READS = {"item", "tolist", "numpy", "cpu"}
-DATA_SHAPES = {"nonzero", "unique", "unique_consecutive", "masked_select"}
+EXPERTS, EXPERTS_RULE = "use_experts_implementation", "experts implementation"
+ROPE, ROPE_RULE = "dynamic_rope_update", "rope check"
+"""Decorators, and what resolves the hazards under them: Transformers' default experts don't run the decorated forward, and a
+region runs uncompiled where the config asks for a rope that branches on positions."""
+
+NUMBERED = ("_idx", "_index", "_id", "_number")
 
 
 def reachable(classes: Classes, trees: Trees, root: Ref) -> tuple[Ref, ...]:
@@ -36,68 +39,82 @@ def reachable(classes: Classes, trees: Trees, root: Ref) -> tuple[Ref, ...]:
     return tuple(found)
 
 
-def hazards(classes: Classes, ref: Ref) -> tuple[Hazard, ...]:
-    """The hazards in the forward of one class and in what it calls of its own file."""
-    found = [hazard for owner, function in _called(classes, ref) for hazard in _in_function(ref, owner, function)]
-    return tuple(dict.fromkeys(found))
+def hazards(classes: Classes, ref: Ref, forward: Forward | None) -> tuple[Hazard, ...]:
+    """The hazards in reach of the forward of one class, the most serious of each place.
+
+    Those that only its prologue calls reach are resolved by hoisting these.
+    """
+    if forward is None:
+        return ()
+    lines = (range(call.first_line, call.last_line + 1) for call in forward.prologue)
+    hoisted = frozenset(line for each in lines for line in each)
+    found: dict[tuple[HazardKind, Span, str | None], Hazard] = {}
+    for reached in _graph(classes).reach(ref, hoisted):
+        for hazard in _of(classes, ref, reached, hoisted):
+            key = (hazard.kind, hazard.span, hazard.resolved_by)
+            if key not in found or found[key].level.rank < hazard.level.rank:
+                found[key] = hazard
+    return (*found.values(), *_layer_number(classes, ref))
 
 
-def helper_hazards(source: Source, ref: Ref, forward: Forward | None) -> tuple[Hazard, ...]:
-    """The hazards in the helpers of a forward's prologue calls, which hoisting takes out of the graph."""
-    found: dict[Hazard, None] = {}
-    for call in forward.prologue if forward is not None else ():
-        for helper in helper_chain(source, call.helper):
-            node = source.definition(helper).node
-            if isinstance(node, ast.FunctionDef):
-                for hazard in _in_function(ref, helper, node):
-                    found[dataclasses.replace(hazard, resolved_by="prologue")] = None
-    return tuple(found)
+@remembered
+def _graph(classes: Classes) -> CallGraph:
+    return CallGraph(classes)
 
 
-def _called(classes: Classes, ref: Ref) -> Iterator[tuple[Ref, ast.FunctionDef]]:
-    """The forward, and the methods and functions of modeling files that it calls."""
-    seen: set[tuple[str, str]] = set()
-    pending: list[tuple[Ref, ast.FunctionDef]] = []
-    if (forward := classes.method(ref, "forward")) is not None:
-        pending.append(forward)
-    while pending:
-        owner, function = pending.pop(0)
-        if (owner.file, f"{owner.name}.{function.name}") in seen:
-            continue
-        seen.add((owner.file, f"{owner.name}.{function.name}"))
-        yield owner, function
-        for node in ast.walk(function):
-            if not isinstance(node, ast.Call):
-                continue
-            match node.func:
-                case ast.Attribute(value=ast.Name(id="self"), attr=name):
-                    if (method := classes.method(ref, name)) is not None:
-                        pending.append(method)
-                case ast.Name(id=name):
-                    helper = classes.source.resolve(name, classes.source.file(owner.file))
-                    if helper is not None and helper.file.startswith("transformers/models/"):
-                        definition = classes.source.definition(helper)
-                        if isinstance(definition.node, ast.FunctionDef):
-                            pending.append((helper, definition.node))
+def _of(classes: Classes, ref: Ref, reached: Reached, hoisted: frozenset[int]) -> Iterator[Hazard]:
+    """The hazards of one function, as they matter to the class."""
+    owner, function, cap, rule = reached.owner, reached.function, reached.cap, None
+    if reached.line is not None:
+        rule = "prologue"
+    node = classes.node(owner) if function.name == "forward" else None
+    if node is not None and EXPERTS in decorators(node):
+        rule, cap = EXPERTS_RULE, lower(cap, WARNING)
+    graph = _graph(classes)
+    scanned = graph.scan(owner, function)
+    handed_on = [found for child, found in scanned.handed_on if graph.attends(ref, child)]
+    for found in (*scanned.hazards, *handed_on):
+        is_hoisted = owner == ref and function.name == "forward" and found.line in hoisted
+        yield Hazard(
+            kind=found.kind,
+            message=found.message,
+            span=Span(file=owner.file, line=found.line, column=found.column),
+            owner=ref,
+            level=lower(found.level, cap),
+            resolved_by="prologue" if is_hoisted else rule,
+        )
+    if ROPE in decorators(function):
+        yield Hazard(
+            kind=HazardKind.DYNAMIC_ROPE,
+            message="with rope_type 'dynamic' or 'longrope' the frequencies are changed by the positions of each call",
+            span=Span(file=owner.file, line=function.lineno, column=function.col_offset),
+            owner=ref,
+            level=WARNING,
+            resolved_by=ROPE_RULE,
+        )
 
 
-def _in_function(ref: Ref, owner: Ref, function: ast.FunctionDef) -> Iterator[Hazard]:
-    for node in ast.walk(function):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-            continue
-        name = node.func.attr
-        span = Span(file=owner.file, line=node.lineno, column=node.col_offset)
-        if name in HOST_READS and not node.args and not node.keywords:
-            message = f"`{ast.unparse(node)}` reads a tensor's values on the host"
-            yield Hazard(kind=HazardKind.HOST_READ, message=message, span=span, owner=ref)
-        elif name in DATA_SHAPES or (name == "where" and len(node.args) == 1 and not node.keywords):
-            message = f"`{ast.unparse(node)}` has a shape that depends on values"
-            yield Hazard(kind=HazardKind.DATA_SHAPE, message=message, span=span, owner=ref)
-        elif name == "repeat_interleave" and not any(keyword.arg == "output_size" for keyword in node.keywords):
-            if (
-                len(node.args) > 1
-                and not isinstance(node.args[1], ast.Constant)
-                and ast.unparse(node.func.value) == "torch"
-            ):
-                message = f"`{ast.unparse(node)}` has a shape that depends on values"
-                yield Hazard(kind=HazardKind.DATA_SHAPE, message=message, span=span, owner=ref)
+def _layer_number(classes: Classes, ref: Ref) -> Iterator[Hazard]:
+    """The first read of a number that `__init__` was given and that differs from layer to layer."""
+    init, forward = classes.method(ref, "__init__"), classes.method(ref, "forward")
+    if init is None or forward is None:
+        return
+    numbers = {argument.arg for argument in init[1].args.args if argument.arg.endswith(NUMBERED)}
+    kept = {
+        target.attr
+        for node in (ast.walk(init[1]) if numbers else ())
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id in numbers
+        for target in node.targets
+        if isinstance(target, ast.Attribute)
+    }
+    for node in ast.walk(forward[1]) if kept else ():
+        if isinstance(node, ast.Attribute) and node.attr in kept and isinstance(node.value, ast.Name):
+            if node.value.id == "self":
+                yield Hazard(
+                    kind=HazardKind.LAYER_NUMBER,
+                    message=f"`{ast.unparse(node)}` differs from layer to layer: a graph for layers is compiled for each",
+                    span=Span(file=forward[0].file, line=node.lineno, column=node.col_offset),
+                    owner=ref,
+                    level=NOTE,
+                )
+                return

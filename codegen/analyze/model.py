@@ -12,10 +12,10 @@ from . import forward as declared
 from .classes import Classes
 from .composition import children, inherited_init
 from .dims import argument_shapes, result_shapes
-from .hazards import hazards, helper_hazards, reachable
+from .hazards import hazards, reachable
 from .packed import find
 from .prologue import prologue, prologue_only
-from .roles import roles
+from .roles import roles, unfollowed
 from .trees import Tree, Trees
 
 
@@ -46,11 +46,8 @@ def analyze(source: Source, model: str) -> ModelFacts:
         entries=entries,
         classes=facts,
         roles=tuple(found),
-        hazards=tuple(
-            hazard
-            for fact in facts
-            for hazard in (*hazards(classes, fact.ref), *helper_hazards(source, fact.ref, fact.forward))
-        ),
+        hazards=tuple(hazard for fact in facts for hazard in hazards(classes, fact.ref, fact.forward)),
+        notes=tuple(dict.fromkeys(note for entry in entries for note in unfollowed(classes, trees, entry))),
     )
 
 
@@ -96,15 +93,16 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         return None
     owner, node = found
     tree = trees.method(owner, "forward")
-    parameters = declared.parameters(tree)
-    decorators = declared.decorators(tree)
+    file = classes.source.file(owner.file)
+    parameters = declared.parameters(file, node)
+    decorators = declared.decorators(file, node)
     calls = prologue(classes.source, tree, frozenset(parameter.name for parameter in parameters))
     shared = any(decorator.startswith("auto_docstring") for decorator in decorators)
     shapes = argument_shapes(classes.source, owner, node, parameters, shared)
     return Forward(
         owner=owner,
         parameters=parameters,
-        returns=declared.returns(tree),
+        returns=declared.returns(file, node),
         decorators=decorators,
         shapes=shapes + _result_shapes(classes.source, calls, shapes),
         prologue=calls,

@@ -2,10 +2,8 @@
 
     lengths = cu_seqlens[1:] - cu_seqlens[:-1]
     splits = [torch.split(tensor, lengths.tolist(), dim=2) for tensor in (query, key, value)]
-    outputs = [attention_interface(self, q, k, v, …)[0] for q, k, v in zip(*splits)]
-    output = torch.cat(outputs, dim=1)
 
-The last two statements may be one.
+and then the calls for the segments, in one of the forms of `codegen.analyze.segments`.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 
 import libcst as cst
 
+from .segments import Segments, assign, name, segments
 from .trees import Tree, walk
 
 
@@ -22,14 +21,16 @@ from .trees import Tree, walk
 class Packed:
     """One occurrence: the statements `body[first:last + 1]` of `block`, and what they compute from.
 
-    `output` is the name that gets the result, `call` the call of the attention interface for one segment, whose second to
-    fourth arguments are that segment's query, key and value.
+    `output` is the name that gets the result, `weights` the one that gets the attention weights, of which SDPA has none, `call`
+    the call of the attention interface for one segment, whose second to fourth arguments are that segment's query, key and
+    value.
     """
 
     block: cst.IndentedBlock
     first: int
     last: int
     output: str
+    weights: str | None
     tensors: tuple[str, str, str]
     cu_seqlens: str
     call: cst.Call
@@ -37,6 +38,11 @@ class Packed:
     @property
     def statements(self) -> Sequence[cst.BaseStatement]:
         return self.block.body[self.first : self.last + 1]
+
+    @property
+    def is_causal_by_module(self) -> bool:
+        """Whether the call leaves it to the module's attribute to say if attention is causal."""
+        return "is_causal" not in keywords(self.call)
 
 
 def find(tree: Tree) -> Packed | None:
@@ -46,45 +52,97 @@ def find(tree: Tree) -> Packed | None:
     for block in walk(tree.method):
         if isinstance(block, cst.IndentedBlock):
             for index in range(len(block.body)):
-                found = _at(block, index)
+                found = _at(tree.method, block, index)
                 if found is not None:
                     return found
     return None
 
 
-def _at(block: cst.IndentedBlock, index: int) -> Packed | None:
+def _at(method: cst.FunctionDef, block: cst.IndentedBlock, index: int) -> Packed | None:
     """The pattern where it starts at one statement of a block."""
-    assigns = [_assign(statement) for statement in block.body[index : index + 4]]
-    (lengths, ends), (splits, segments), *rest = [*assigns, ("", None), ("", None)]
-    cu_seqlens, tensors = _differences(ends), _split_tensors(segments, lengths)
+    lengths, ends = assign(block.body[index])
+    splits, parts = assign(block.body[index + 1]) if index + 1 < len(block.body) else ("", None)
+    cu_seqlens, tensors = _differences(ends), _split_tensors(parts, lengths)
     if cu_seqlens is None or tensors is None:
         return None
-    # The calls for the segments: a list of their own, then its concatenation, or both in one statement.
-    (output, value), (joined_output, joined) = rest[0], rest[1]
-    last = 2
-    call = _segment_call(value, splits)
-    if call is not None:
-        concatenated = _concatenated(joined)
-        if not (isinstance(concatenated, cst.Name) and concatenated.value == output):
-            return None
-        last, output = 3, joined_output
-    else:
-        call = _segment_call(_concatenated(value), splits)
-    if call is None:
+    found = segments(block.body[index + 2 :], splits)
+    if found is None or not _is_exact(method, found):
+        return None
+    last = index + 1 + found.count
+    # What the rewrite takes away mustn't be missed by what it leaves.
+    gone = {lengths, splits, *found.gone} - {found.output, found.weights}
+    within = [node for statement in block.body[index : last + 1] for node in walk(statement)]
+    if _is_read_outside(method, within, gone) or (found.weights and _is_used(method, within, found.weights)):
         return None
     return Packed(
-        block=block, first=index, last=index + last, output=output, tensors=tensors, cu_seqlens=cu_seqlens, call=call
+        block=block,
+        first=index,
+        last=last,
+        output=found.output,
+        weights=found.weights,
+        tensors=tensors,
+        cu_seqlens=cu_seqlens,
+        call=found.call,
     )
 
 
-def _assign(statement: cst.CSTNode) -> tuple[str, cst.BaseExpression | None]:
-    """`name = value`; anything else has no name and no value."""
-    match statement:
-        case cst.SimpleStatementLine(
-            body=[cst.Assign(targets=[cst.AssignTarget(target=cst.Name(value=name))], value=value)]
-        ):
-            return name, value
-    return "", None
+def _is_exact(method: cst.FunctionDef, found: Segments) -> bool:
+    """Whether the operator computes the same: what it has to be told is told, and no mask or causality is asked for.
+
+    A mask that is only perhaps given, it hands on to upstream's own loop.
+    """
+    given = keywords(found.call)
+    causal, mask = given.get("is_causal"), given.get("attention_mask")
+    told = set(given) | {key for name in _splats(found.call) for key in _keys(method, name)}
+    return (
+        (causal is None or (isinstance(causal, cst.Name) and causal.value == "False"))
+        and (mask is None or isinstance(mask, cst.Name))
+        and "scaling" in told
+    )
+
+
+def keywords(call: cst.Call) -> dict[str, cst.BaseExpression]:
+    """The keyword arguments that a call spells out."""
+    return {argument.keyword.value: argument.value for argument in call.args if argument.keyword is not None}
+
+
+def _splats(call: cst.Call) -> list[str]:
+    return [name(argument.value) for argument in call.args if argument.star == "**"]
+
+
+def _keys(method: cst.FunctionDef, wanted: str) -> set[str]:
+    """The keys of a dict literal that a local name is given."""
+    for node in walk(method):
+        target, value = assign(node)
+        if target == wanted and isinstance(value, cst.Dict):
+            entries = [entry.key for entry in value.elements if isinstance(entry, cst.DictElement)]
+            return {str(key.evaluated_value) for key in entries if isinstance(key, cst.SimpleString)}
+    return set()
+
+
+def _is_read_outside(method: cst.FunctionDef, within: list[cst.CSTNode], names: set[str]) -> bool:
+    """Whether a statement that stays uses one of the names. Assigning one again is no use of it."""
+    inside = {id(node) for node in within}
+    targets = {
+        id(part)
+        for node in walk(method)
+        if isinstance(node, cst.AssignTarget | cst.CompFor)
+        for part in walk(node.target)
+    }
+    return any(
+        name(node) in names and id(node) not in inside | targets for node in walk(method) if isinstance(node, cst.Name)
+    )
+
+
+def _is_used(method: cst.FunctionDef, within: list[cst.CSTNode], weights: str) -> bool:
+    """Whether the weights are used for more than being returned."""
+    returned = [
+        element.value
+        for node in walk(method)
+        if isinstance(node, cst.Return) and isinstance(node.value, cst.Tuple)
+        for element in node.value.elements
+    ]
+    return _is_read_outside(method, [*within, *returned], {weights})
 
 
 def _differences(value: cst.BaseExpression | None) -> str | None:
@@ -143,44 +201,3 @@ def _split_tensors(value: cst.BaseExpression | None, lengths: str) -> tuple[str,
         ) if element == each and read == lengths:
             return query, key, states
     return None
-
-
-def _segment_call(value: cst.BaseExpression | None, splits: str) -> cst.Call | None:
-    """The call in `[interface(self, q, k, v, …)[0] for q, k, v in zip(*splits)]`: without a mask, and not causal."""
-    match value:
-        case cst.ListComp(
-            elt=cst.Subscript(
-                value=cst.Call(args=[*arguments]) as call,
-                slice=[cst.SubscriptElement(slice=cst.Index(value=cst.Integer(value="0")))],
-            ),
-            for_in=cst.CompFor(
-                target=cst.Tuple(elements=[*each]),
-                iter=cst.Call(func=cst.Name(value="zip"), args=[cst.Arg(star="*", value=cst.Name(value=zipped))]),
-                ifs=[],
-                inner_for_in=None,
-            ),
-        ) if zipped == splits:
-            names = ["self", *(_name(element.value) for element in each)]
-            given = [_name(argument.value) for argument in arguments[:4] if argument.keyword is None]
-            keywords = {_name(argument.keyword): _name(argument.value) for argument in arguments[4:]}
-            plain = keywords.get("attention_mask", "None") == "None" and keywords.get("is_causal") == "False"
-            return call if names == given and plain else None
-    return None
-
-
-def _concatenated(value: cst.BaseExpression | None) -> cst.BaseExpression | None:
-    """What `torch.cat(…, dim=1)` joins."""
-    match value:
-        case cst.Call(
-            func=cst.Attribute(value=cst.Name(value="torch"), attr=cst.Name(value="cat")),
-            args=[
-                cst.Arg(keyword=None, value=parts),
-                cst.Arg(keyword=cst.Name(value="dim"), value=cst.Integer(value="1")),
-            ],
-        ):
-            return parts
-    return None
-
-
-def _name(node: cst.CSTNode | None) -> str:
-    return node.value if isinstance(node, cst.Name) else ""

@@ -7,11 +7,11 @@ calls it eagerly first, and hands the results in, is exact. Which key stands for
 from __future__ import annotations
 
 import ast
-from functools import cache
 
 import libcst as cst
 
 from ..facts import PrologueCall, Ref
+from ..memo import remembered
 from ..source import Source
 from .trees import Tree, walk
 
@@ -20,7 +20,8 @@ def prologue(source: Source, tree: Tree, arguments: frozenset[str]) -> tuple[Pro
     """The calls at the top level of a forward that can be hoisted, in order.
 
     A call can be hoisted when its helper's keys are known and its arguments use nothing but `arguments` (the forward's own
-    parameters, as they came in), `self`, module-level names, and what earlier prologue calls computed.
+    parameters, as they came in), `self`, module-level names, and what earlier prologue calls computed. Nothing is hoisted
+    past a statement that may end the forward, change `kwargs`, or change a tensor in place.
     """
     if "kwargs=kwargs" not in tree.text:
         return ()
@@ -31,6 +32,8 @@ def prologue(source: Source, tree: Tree, arguments: frozenset[str]) -> tuple[Pro
     for statement in method.body.body:
         call = _handed_call(statement)
         if call is None:
+            if _is_barrier(statement):
+                break
             continue
         keys, helper = _keys(source, tree.ref.file, call)
         reads = _names(call)
@@ -74,6 +77,24 @@ def _handed_call(statement: cst.BaseStatement | cst.BaseSmallStatement) -> cst.C
         return None
     handed = [node for node in walk(statement) if isinstance(node, cst.Call) and any(map(_is_handed, node.args))]
     return handed[0] if len(handed) == 1 else None
+
+
+def _is_barrier(statement: cst.CSTNode) -> bool:
+    """Whether a call after the statement can't be moved before it."""
+    for node in walk(statement):
+        match node:
+            case cst.Return() | cst.Raise() | cst.Del():
+                return True
+            case cst.AssignTarget(target=cst.Subscript(value=cst.Name(value="kwargs"))):
+                return True
+            case cst.Call(func=cst.Attribute(value=cst.Name(value="kwargs"), attr=cst.Name(value=name))):
+                if name != "get":
+                    return True
+            case cst.Call(func=cst.Attribute(attr=cst.Name(value=name))):
+                # PyTorch's convention for methods that work in place.
+                if name.endswith("_") and not name.startswith("_"):
+                    return True
+    return False
 
 
 def _is_handed(argument: cst.Arg) -> bool:
@@ -152,7 +173,7 @@ def _keys(source: Source, file: str, call: cst.Call) -> tuple[tuple[str, ...], R
     return (keys, helper) if keys else ((), None)
 
 
-@cache
+@remembered
 def helper_chain(source: Source, helper: Ref) -> tuple[Ref, ...]:
     """A helper and the further helpers that it hands its `kwargs` to."""
     found: dict[Ref, None] = {}
@@ -170,7 +191,7 @@ def helper_chain(source: Source, helper: Ref) -> tuple[Ref, ...]:
     return tuple(found)
 
 
-@cache
+@remembered
 def popped_keys(source: Source, helper: Ref, given: tuple[tuple[str, str], ...] = ()) -> tuple[str, ...]:
     """The keys under which `helper` accepts its results, in the order in which it returns them; empty where that isn't clear.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from ..facts import Modality, Ref, Role, RoleFact
+from ..facts import Modality, Ref, Role, RoleFact, Span
 from .classes import Classes
 from .composition import assigned, children
 from .trees import Trees
@@ -25,6 +25,7 @@ CACHES = {"past_key_values", "cache_params", "past_key_value"}
 INPUTS = {
     Modality.IMAGE: ("pixel_values", "pixel_values_videos", "pixel_values_images"),
     Modality.AUDIO: ("input_features", "input_values", "audio_values"),
+    Modality.TEXT: ("input_ids", "inputs_embeds"),
 }
 
 
@@ -57,12 +58,27 @@ def roles(classes: Classes, trees: Trees, entry: Ref) -> tuple[RoleFact, ...]:
     for modality in ENCODERS:
         encoder = search.encoder(entry, modality)
         if encoder is not None and encoder.path and classes.is_pretrained(encoder.ref):
-            read = _modality(classes, encoder.ref)
+            # The name `encoder` doesn't say what it encodes: what it reads does, else what the model reads.
+            read = _reads(classes, encoder.ref) or _modality(classes, entry)
             add(Role.ENCODER, read if modality is Modality.TEXT else modality, encoder)
     if not found:
         whole = search.base(entry)
         if classes.is_pretrained(whole.ref):
             add(Role.ENCODER, _modality(classes, whole.ref), whole)
+    return tuple(found)
+
+
+def unfollowed(classes: Classes, trees: Trees, entry: Ref) -> tuple[tuple[Span, str], ...]:
+    """The overrides of `get_decoder` and `get_encoder` of one entry that can't be read off the source, with their places."""
+    search = _Search(classes, trees)
+    found = []
+    for name in ("get_decoder", "get_encoder"):
+        method = classes.method(entry, name)
+        if method is not None and search.overridden(entry, name) is None:
+            span = Span(file=method[0].file, line=method[1].lineno)
+            found.append(
+                (span, f"{name}() is overridden in a way that can't be followed: Transformers' own order is used")
+            )
     return tuple(found)
 
 
@@ -102,13 +118,18 @@ def _asks_is_decoder(classes: Classes, ref: Ref) -> bool:
 
 
 def _modality(classes: Classes, ref: Ref) -> Modality:
-    """What a model reads: by `main_input_name`, else by the parameters of its forward."""
+    """What a model reads; text where its inputs don't say it."""
+    return _reads(classes, ref) or Modality.TEXT
+
+
+def _reads(classes: Classes, ref: Ref) -> Modality | None:
+    """What a model reads: by `main_input_name`, else by the parameters of its forward. None for hidden states."""
     main = classes.text_attribute(ref, "main_input_name")
     names = (main,) if main is not None else _parameters(classes, ref)
     for modality, inputs in INPUTS.items():
         if any(name in inputs for name in names):
             return modality
-    return Modality.TEXT
+    return None
 
 
 class _Search:
@@ -117,7 +138,7 @@ class _Search:
         self.trees = trees
 
     def decoder(self, ref: Ref) -> Found | None:
-        return self._overridden(ref, "get_decoder") or self._decoder(ref)
+        return self.overridden(ref, "get_decoder") or self._decoder(ref)
 
     def _decoder(self, ref: Ref) -> Found | None:
         names = assigned(self.classes, ref)
@@ -130,7 +151,7 @@ class _Search:
         return Found(ref=ref, path=(), rule="get_decoder() finds no part and returns the model itself")
 
     def encoder(self, ref: Ref, modality: Modality) -> Found | None:
-        return self._overridden(ref, "get_encoder") or self._encoder(ref, modality)
+        return self.overridden(ref, "get_encoder") or self._encoder(ref, modality)
 
     def _encoder(self, ref: Ref, modality: Modality) -> Found | None:
         names = assigned(self.classes, ref)
@@ -172,7 +193,7 @@ class _Search:
         prefix = self.classes.text_attribute(ref, "base_model_prefix")
         return self._step(ref, prefix, "base_model") if prefix else None
 
-    def _overridden(self, ref: Ref, method: str) -> Found | None:
+    def overridden(self, ref: Ref, method: str) -> Found | None:
         """The part that an override returns, for the form `return self.a.b` or `return self.a.get_decoder()`."""
         found = self.classes.method(ref, method)
         returns = [node for node in ast.walk(found[1]) if isinstance(node, ast.Return)] if found else []

@@ -11,7 +11,7 @@ import libcst as cst
 from ..analyze.configs import is_auto
 from ..analyze.trees import Trees
 from ..facts import Ref
-from ..source import Source
+from ..source import Source, SourceFile
 from .names import Move, Names
 
 CHILD_FROM_CONFIG = "child_from_config"
@@ -22,28 +22,22 @@ def carrier_init(source: Source, trees: Trees, names: Names, init: Ref) -> cst.F
     """The generated `__init__`, from the class that defines it upstream."""
     method = trees.method(init, "__init__").method
     origin = source.file(init.file)
-    moved = method.visit(_Init(names, origin, method))
+    moved = method.visit(_Init(names, origin, method, cst.parse_expression(names.reference(init))))
     assert isinstance(moved, cst.FunctionDef)
-    explicit = moved.visit(_ExplicitSuper(cst.parse_expression(names.reference(init))))
-    assert isinstance(explicit, cst.FunctionDef)
-    return explicit
-
-
-class _ExplicitSuper(cst.CSTTransformer):
-    def __init__(self, owner: cst.BaseExpression) -> None:
-        super().__init__()
-        self.owner = owner
-
-    def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
-        match original_node:
-            case cst.Call(func=cst.Name(value="super"), args=[]):
-                return updated_node.with_changes(args=[cst.Arg(self.owner), cst.Arg(cst.Name("self"))])
-        return updated_node
+    return moved
 
 
 class _Init(Move):
+    """`owner` is the class whose `__init__` this is, for `super(owner, self)`."""
+
+    def __init__(self, names: Names, origin: SourceFile, function: cst.FunctionDef, owner: cst.BaseExpression) -> None:
+        super().__init__(names, origin, function)
+        self.owner = owner
+
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.Call:
         match original_node.func:
+            case cst.Name(value="super") if not original_node.args:
+                return updated_node.with_changes(args=[cst.Arg(self.owner), cst.Arg(cst.Name("self"))])
             case cst.Attribute(value=cst.Name(value=name), attr=cst.Name(value="from_config")) if is_auto(name):
                 pass
             case _:

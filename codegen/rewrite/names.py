@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 
 import libcst as cst
 
@@ -34,6 +34,12 @@ class Names:
         if ref.file == self.file.rel:
             return f"{UPSTREAM}.{ref.name}"
         module = ref.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        if ref.name in self.generated:
+            # The generated class has the name: upstream's is reached through its module.
+            package, _, stem = module.rpartition(".")
+            alias = f"{UPSTREAM}_{stem}"
+            self.imports.add(Import(module=package, name=stem, bound_as=alias))
+            return f"{alias}.{ref.name}"
         self.imports.add(Import(module=module, name=ref.name, bound_as=ref.name))
         return ref.name
 
@@ -100,7 +106,7 @@ class Move(cst.CSTTransformer):
         return updated_node if moved == name else cst.parse_expression(moved)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _bound(function: cst.FunctionDef) -> frozenset[str]:
     """Every name that the function binds itself: parameters, assignments, loops, comprehensions, inner functions, imports."""
     bound: set[str] = {"self"}

@@ -19,8 +19,9 @@ from .names import Move, Names
 PACKED_ATTENTION = "packed_attention"
 """The runtime's operator."""
 
-SEGMENT_ONLY = {"attention_mask", "is_causal"}
-"""Arguments of the call for one segment that the operator implies: no mask within a segment, and none causal."""
+SEGMENT_ONLY = {"attention_mask": "None", "is_causal": "False"}
+"""Arguments of the call for one segment that the operator implies: no mask within a segment, and none causal. A mask that may
+be given is handed on: with one the operator is upstream's loop."""
 
 
 def packed_attention(
@@ -33,7 +34,7 @@ def packed_attention(
 
     interface, segment = packed.call.func, packed.call.args[4:]
     given = ["self", *packed.tensors, packed.cu_seqlens]
-    kept = [argument for argument in segment if argument.keyword is None or argument.keyword.value not in SEGMENT_ONLY]
+    kept = [argument for argument in segment if not _is_implied(argument)]
     call = cst.Call(
         func=cst.Name(PACKED_ATTENTION),
         args=[cst.Arg(interface), *(cst.Arg(cst.Name(name)) for name in given), *kept],
@@ -42,18 +43,30 @@ def packed_attention(
         body=[cst.Assign(targets=[cst.AssignTarget(cst.Name(packed.output))], value=call)],
         leading_lines=[cst.EmptyLine(comment=cst.Comment(f"# {line}")) for line in comment],
     )
-    body = [*packed.block.body[: packed.first], statement, *packed.block.body[packed.last + 1 :]]
+    # SDPA has no weights.
+    weights = [cst.parse_statement(f"{packed.weights} = None\n")] if packed.weights is not None else []
+    body = [*packed.block.body[: packed.first], statement, *weights, *packed.block.body[packed.last + 1 :]]
     replaced = function.deep_replace(packed.block, packed.block.with_changes(body=body))
     assert isinstance(replaced, cst.FunctionDef)
 
     moved = replaced.visit(_Method(names, source.file(owner.file), replaced))
     assert isinstance(moved, cst.FunctionDef)
-    guard = cst.parse_statement(f"if not torch.compiler.is_compiling():\n    return super().{method}({passed})\n")
+    # What sdpa_attention_forward asks where the call doesn't say.
+    causal = ' or getattr(self, "is_causal", True)' if packed.is_causal_by_module else ""
+    guard = cst.parse_statement(
+        f"if not torch.compiler.is_compiling(){causal}:\n    return super().{method}({passed})\n"
+    )
     body_block = cst.ensure_type(moved.body, cst.IndentedBlock)
     first, *rest = _without_docstring(body_block.body)
     if isinstance(first, cst.SimpleStatementLine):
         first = first.with_changes(leading_lines=[cst.EmptyLine(indent=False), *first.leading_lines])
     return moved.with_changes(decorators=[], body=body_block.with_changes(body=[guard, first, *rest]))
+
+
+def _is_implied(argument: cst.Arg) -> bool:
+    if argument.keyword is None or not isinstance(argument.value, cst.Name):
+        return False
+    return SEGMENT_ONLY.get(argument.keyword.value) == argument.value.value
 
 
 class _Method(Move):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import libcst as cst
 
@@ -64,7 +65,7 @@ def region_core(source: Source, trees: Trees, names: Names, forward: Forward, re
             names.imports.add(_TORCH)
     variadic = next((p for p in forward.parameters if p.kind is ParameterKind.VAR_KEYWORD), None)
     entries.append(f"**{_parameter(names, source, forward, variadic)}" if variadic else f"**{rest}")
-    _, returns = _declaration(source, trees, names, forward)
+    returns = _returns(names, source.file(forward.owner.file), forward)
     passed = []
     for parameter in forward.parameters:
         if parameter.kind is ParameterKind.VAR_KEYWORD:
@@ -131,21 +132,31 @@ def _declaration(source: Source, trees: Trees, names: Names, forward: Forward) -
         entries.append("**kwargs")
     # Upstream's trailing comma keeps one parameter to a line.
     comma = "," if trees.method(forward.owner, "forward").has_trailing_comma else ""
-    returns = f" -> {_moved(names, origin, forward.returns)}" if forward.returns is not None else ""
-    return ", ".join(entries) + comma, returns
+    return ", ".join(entries) + comma, _returns(names, origin, forward)
+
+
+def _returns(names: Names, origin: SourceFile, forward: Forward) -> str:
+    return f" -> {_moved(names, origin, forward.returns)}" if forward.returns is not None else ""
 
 
 def _moved(names: Names, origin: SourceFile, expression: str) -> str:
     """An expression of a signature in the generated module's names."""
-    function = cst.parse_statement(f"def f(self, _=({expression})): ...")
-    assert isinstance(function, cst.FunctionDef)
-    default = function.params.params[1].default
-    assert default is not None
+    function, default = _default_of(expression)
     moved = default.visit(Move(names, origin, function))
     assert isinstance(moved, cst.BaseExpression)
     if "\n" not in expression:
         moved = moved.with_changes(lpar=moved.lpar[1:], rpar=moved.rpar[:-1])
     return cst.Module(body=()).code_for_node(moved)
+
+
+@lru_cache(maxsize=256)
+def _default_of(expression: str) -> tuple[cst.FunctionDef, cst.BaseExpression]:
+    """A function with the expression as a default, and that default. Signatures use few expressions, over and over."""
+    function = cst.parse_statement(f"def f(self, _=({expression})): ...")
+    assert isinstance(function, cst.FunctionDef)
+    default = function.params.params[1].default
+    assert default is not None
+    return function, default
 
 
 def _parameter(names: Names, source: Source, forward: Forward, parameter: Parameter) -> str:

@@ -48,25 +48,27 @@ def print_build(packages: Sequence[Package], reports: Sequence[Published], out: 
 def build_json(packages: Sequence[Package], reports: Sequence[Published], out: Path) -> str:
     """The same for machines."""
     by_folder = {report.folder: report for report in reports}
-    found = []
-    for package in packages:
-        using = usage(package, out)
-        found.append(
-            {
-                "model": package.model,
-                "import": using.import_line,
-                "load": using.load_line,
-                "condition": using.condition,
-                "regions": rows(package),
-                "lines": total_lines(package),
-                "uses": package.plan.packages,
-                **_report_data(by_folder.pop(out / package.model)),
-            }
-        )
-    return dumps({"packages": found, "runtime": [_report_data(report) for report in by_folder.values()]})
+    found = [package_data(package, by_folder.pop(out / package.model), out) for package in packages]
+    return dumps({"packages": found, "runtime": [report_data(report) for report in by_folder.values()]})
 
 
-def _report_data(report: Published) -> dict[str, object]:
+def package_data(package: Package, report: Published, out: Path) -> dict[str, object]:
+    """One package, and what became of it on disk."""
+    using = usage(package, out)
+    return {
+        "model": package.model,
+        "import": using.import_line,
+        "load": using.load_line,
+        "condition": using.condition,
+        "regions": rows(package),
+        "lines": total_lines(package),
+        "uses": package.plan.packages,
+        **report_data(report),
+    }
+
+
+def report_data(report: Published) -> dict[str, object]:
+    """What became of one folder."""
     return {
         "folder": report.folder,
         "written": report.written,

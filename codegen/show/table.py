@@ -87,6 +87,7 @@ def _notes(package: Package) -> list[Text]:
     if hazards:
         names = ", ".join(map(describe_hazard, hazards))
         notes.append(Text(f"unresolved hazards outside the regions: {names}", style="yellow"))
+    notes += [Text(f"{span}: {note}", style="yellow") for span, note in package.facts.notes]
     return notes
 
 

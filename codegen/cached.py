@@ -1,0 +1,33 @@
+"""One model's package, from the cache where it was built from the same before. The build itself is imported when needed."""
+
+from __future__ import annotations
+
+from .cache import cache_of
+from .package import Failure, Options, Package, runtime_files
+from .plan import Granularity
+from .source import Source
+
+
+def generate(
+    model: str, source: Source, *, granularity: Granularity = Granularity.AUTO, standalone: bool = False
+) -> Package:
+    """As `codegen.build.generate`.
+
+    Raises:
+        VgenError: The source can't be read, or has nothing to compile.
+    """
+    options = Options(granularity=granularity, standalone=standalone)
+    cache = cache_of(source)
+    key = cache.key(model, options) if cache is not None else None
+    found = cache.load(key, runtime_files(options)) if cache is not None and key is not None else None
+    if isinstance(found, Failure):
+        raise found.error()
+    if found is not None:
+        return found
+    from . import build
+
+    fresh = source.fresh()
+    package = build.generate(model, fresh, granularity=granularity, standalone=standalone)
+    if cache is not None:
+        cache.keep(model, options, fresh.read, package)
+    return package
