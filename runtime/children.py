@@ -30,7 +30,7 @@ def child_from_config(auto_class: Any, config: Any, *, package: str, **kwargs: A
         return auto_class.from_config(config, **kwargs)
     from transformers.models.auto.auto_factory import _get_model_class
 
-    upstream: type = _get_model_class(config, auto_class._model_mapping)  # type: ignore[no-untyped-call]
+    upstream: type = _get_model_class(config, auto_class._model_mapping)
     generated = _generated(upstream, package)
     if generated is None:
         return auto_class.from_config(config, **kwargs)

@@ -86,7 +86,7 @@ def _upstream_class(config: Any, name_or_path: str | os.PathLike[str]) -> type:
         # Some configs are those of an image-text model and of its text model: the larger one is meant.
         for auto_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
             if type(config) in auto_class._model_mapping:
-                found: type = _get_model_class(config, auto_class._model_mapping)  # type: ignore[no-untyped-call]
+                found: type = _get_model_class(config, auto_class._model_mapping)
                 return found
         raise ArchitectureError(
             f"The config of {name_or_path} ({type(config).__name__}) has no `architectures`, and Transformers has no "

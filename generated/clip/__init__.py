@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+# Written by vgen. Do not edit: `vgen build clip` writes it again.
+"""Compiled subclasses of Transformers' clip models."""
+
+from vgen.runtime import require_upstream
+
+# Before the classes are made: they stand on upstream classes, whose source must be the one that vgen read.
+require_upstream(__name__, __file__)
+
+from .modeling_clip import (
+    CLIPForImageClassification,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
+
+__all__ = [
+    "CLIPForImageClassification",
+    "CLIPModel",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+]

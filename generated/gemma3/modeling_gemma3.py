@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright 2025 Google Inc. HuggingFace Inc. team. All rights reserved.
+#
+# Written by vgen from transformers/models/gemma3/modeling_gemma3.py. Do not edit: `vgen build gemma3`
+# writes it again, `vgen explain gemma3` says why each class is here.
+"""Compiled subclasses of Transformers' gemma3 models."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.auto import AutoModel
+from transformers.models.gemma3 import modeling_gemma3 as upstream
+from transformers.models.gemma3.configuration_gemma3 import Gemma3Config, Gemma3TextConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from vgen.runtime import AsUpstream, Compiled, Contract, Region, Role, child_from_config, tensor
+
+
+class Gemma3TextModel(AsUpstream, Compiled, upstream.Gemma3TextModel):
+    """Decoder region. Upstream: modeling_gemma3.py:474."""
+
+    region = Region(
+        "gemma3.decoder",
+        role=Role.DECODER,
+        contract=Contract(
+            input_ids=tensor("batch_size", "sequence_length"),
+            attention_mask=tensor("batch_size", "kv_length"),
+            position_ids=tensor("batch_size", "sequence_length"),
+            inputs_embeds=tensor("batch_size", "sequence_length", None),
+        ),
+        rotary=True,
+        records_outputs=True,
+    )
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        if not self.region.active(self):
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return self.region(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def core(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+        past_key_values: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        use_cache: bool | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class Gemma3ForCausalLM(AsUpstream, upstream.Gemma3ForCausalLM):
+    def __init__(self, config: Gemma3TextConfig):
+        super(upstream.Gemma3ForCausalLM, self).__init__(config)
+        self.model = Gemma3TextModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+class Gemma3Model(AsUpstream, upstream.Gemma3Model):
+    def __init__(self, config: Gemma3Config):
+        super(upstream.Gemma3Model, self).__init__(config)
+        self.vision_tower = child_from_config(AutoModel, config.vision_config, package=__package__)
+        self.multi_modal_projector = upstream.Gemma3MultiModalProjector(config)
+        self.vocab_size = config.text_config.vocab_size
+        self.language_model = child_from_config(AutoModel, config.text_config, package=__package__)
+        self.post_init()
+
+
+class Gemma3ForConditionalGeneration(AsUpstream, upstream.Gemma3ForConditionalGeneration):
+    def __init__(self, config: Gemma3Config):
+        super(upstream.Gemma3ForConditionalGeneration, self).__init__(config)
+        self.model = Gemma3Model(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+class Gemma3TextForSequenceClassification(AsUpstream, upstream.Gemma3TextForSequenceClassification):
+    def __init__(self, config):
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        # Similar to `self.model = AutoModel.from_config(config)` but allows to change the base model name if needed in the child class
+        setattr(self, self.base_model_prefix, child_from_config(AutoModel, config, package=__package__))
+        self.score = nn.Linear(config.get_text_config().hidden_size, self.num_labels, bias=False)
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+class Gemma3ForSequenceClassification(AsUpstream, upstream.Gemma3ForSequenceClassification):
+    def __init__(self, config):
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        # Similar to `self.model = AutoModel.from_config(config)` but allows to change the base model name if needed in the child class
+        setattr(self, self.base_model_prefix, child_from_config(AutoModel, config, package=__package__))
+        self.score = nn.Linear(config.get_text_config().hidden_size, self.num_labels, bias=False)
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+__all__ = [
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Gemma3ForSequenceClassification",
+    "Gemma3Model",
+    "Gemma3TextForSequenceClassification",
+    "Gemma3TextModel",
+]

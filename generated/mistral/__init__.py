@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# Written by vgen. Do not edit: `vgen build mistral` writes it again.
+"""Compiled subclasses of Transformers' mistral models."""
+
+from vgen.runtime import require_upstream
+
+# Before the classes are made: they stand on upstream classes, whose source must be the one that vgen read.
+require_upstream(__name__, __file__)
+
+from .modeling_mistral import (
+    MistralForCausalLM,
+    MistralForQuestionAnswering,
+    MistralForSequenceClassification,
+    MistralForTokenClassification,
+    MistralModel,
+)
+
+__all__ = [
+    "MistralForCausalLM",
+    "MistralForQuestionAnswering",
+    "MistralForSequenceClassification",
+    "MistralForTokenClassification",
+    "MistralModel",
+]

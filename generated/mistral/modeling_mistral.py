@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Written by vgen from transformers/models/mistral/modeling_mistral.py. Do not edit: `vgen build mistral`
+# writes it again, `vgen explain mistral` says why each class is here.
+"""Compiled subclasses of Transformers' mistral models."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.auto import AutoModel
+from transformers.models.mistral import modeling_mistral as upstream
+from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from vgen.runtime import AsUpstream, Compiled, Contract, Region, Role, child_from_config, tensor
+
+
+class MistralModel(AsUpstream, Compiled, upstream.MistralModel):
+    """Decoder region. Upstream: modeling_mistral.py:309."""
+
+    region = Region(
+        "mistral.decoder",
+        role=Role.DECODER,
+        contract=Contract(
+            input_ids=tensor("batch_size", "sequence_length"),
+            attention_mask=tensor("batch_size", "kv_length"),
+            position_ids=tensor("batch_size", "sequence_length"),
+            inputs_embeds=tensor("batch_size", "sequence_length", None),
+        ),
+        rotary=True,
+        records_outputs=True,
+    )
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        if not self.region.active(self):
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return self.region(
+            self,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def core(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.LongTensor | None,
+        past_key_values: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        use_cache: bool | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class MistralForCausalLM(AsUpstream, upstream.MistralForCausalLM):
+    def __init__(self, config: MistralConfig):
+        super(upstream.MistralForCausalLM, self).__init__(config)
+        self.model = MistralModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+class MistralForTokenClassification(AsUpstream, upstream.MistralForTokenClassification):
+    def __init__(self, config):
+        super(GenericForTokenClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        # Similar to `self.model = AutoModel.from_config(config)` but allows to change the base model name if needed in the child class
+        setattr(self, self.base_model_prefix, child_from_config(AutoModel, config, package=__package__))
+        if getattr(config, "classifier_dropout", None) is not None:
+            classifier_dropout = config.classifier_dropout
+        elif getattr(config, "hidden_dropout", None) is not None:
+            classifier_dropout = config.hidden_dropout
+        else:
+            classifier_dropout = 0.1
+        self.dropout = nn.Dropout(classifier_dropout)
+        self.score = nn.Linear(
+            config.get_text_config().hidden_size,
+            config.num_labels,
+            bias=getattr(config, "token_classification_bias", True),
+        )
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+class MistralForSequenceClassification(AsUpstream, upstream.MistralForSequenceClassification):
+    def __init__(self, config):
+        super(GenericForSequenceClassification, self).__init__(config)
+        self.num_labels = config.num_labels
+        # Similar to `self.model = AutoModel.from_config(config)` but allows to change the base model name if needed in the child class
+        setattr(self, self.base_model_prefix, child_from_config(AutoModel, config, package=__package__))
+        self.score = nn.Linear(config.get_text_config().hidden_size, self.num_labels, bias=False)
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+class MistralForQuestionAnswering(AsUpstream, upstream.MistralForQuestionAnswering):
+    def __init__(self, config):
+        super(GenericForQuestionAnswering, self).__init__(config)
+        # Similar to `self.model = AutoModel.from_config(config)` but allows to change the base model name if needed in the child class
+        setattr(self, self.base_model_prefix, child_from_config(AutoModel, config, package=__package__))
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+        # Initialize weights and apply final processing
+        self.post_init()
+
+
+__all__ = [
+    "MistralForCausalLM",
+    "MistralForQuestionAnswering",
+    "MistralForSequenceClassification",
+    "MistralForTokenClassification",
+    "MistralModel",
+]

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+# Written by vgen. Do not edit: `vgen build mistral3` writes it again.
+"""Compiled subclasses of Transformers' mistral3 models."""
+
+from vgen.runtime import require_upstream
+
+# Before the classes are made: they stand on upstream classes, whose source must be the one that vgen read.
+require_upstream(__name__, __file__)
+
+from .modeling_mistral3 import (
+    Mistral3ForConditionalGeneration,
+    Mistral3Model,
+)
+
+__all__ = [
+    "Mistral3ForConditionalGeneration",
+    "Mistral3Model",
+]

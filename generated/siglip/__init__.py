@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+# Written by vgen. Do not edit: `vgen build siglip` writes it again.
+"""Compiled subclasses of Transformers' siglip models."""
+
+from vgen.runtime import require_upstream
+
+# Before the classes are made: they stand on upstream classes, whose source must be the one that vgen read.
+require_upstream(__name__, __file__)
+
+from .modeling_siglip import (
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipTextModel,
+    SiglipVisionModel,
+)
+
+__all__ = [
+    "SiglipForImageClassification",
+    "SiglipModel",
+    "SiglipTextModel",
+    "SiglipVisionModel",
+]
