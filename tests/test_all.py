@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,9 +124,11 @@ def test_one_process_writes_what_two_do(first: tuple[Workplace, dict[str, Any]],
     done = single.build("--json", "--jobs", "1")
     assert done.returncode == 0
     assert single.files() == place.files()
-    assert (
-        done.stdout.replace(str(single.out), str(place.out)) == json.dumps(said, indent=2, ensure_ascii=False) + "\n"
-    )
+    again = json.loads(done.stdout)
+    for package in (*again["packages"], *said["packages"]):
+        for place_of in ("folder", "condition"):
+            package.pop(place_of, None)
+    assert again == said
 
 
 def test_again_nothing_is_built_or_written(first: tuple[Workplace, dict[str, Any]]) -> None:
@@ -135,7 +138,7 @@ def test_again_nothing_is_built_or_written(first: tuple[Workplace, dict[str, Any
     done = run_python([*command, "--out", str(place.out)], XDG_CACHE_HOME=str(place.cache), VGEN_CACHE="on")
     assert done.returncode == 0
     assert f"unchanged  {3 * len(FULL)} files" in done.stdout
-    assert "written" not in done.stdout
+    assert "\n  written" not in done.stdout
     assert {path: path.stat().st_mtime_ns for path in place.out.rglob("*")} == before
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import")}
     assert "vgen.codegen.sweep" in imported
@@ -156,7 +159,7 @@ def test_the_summary_counts(first: tuple[Workplace, dict[str, Any]]) -> None:
         decoders = sum(region["role"] == "decoder" and region["granularity"] == "whole" for region in regions)
         assert f"\n  decoder{decoders:>8}" in shown
         assert "\nNot built (4)\n" in shown
-        assert "  dac       modeling_dac.py:1: " in shown
+        assert re.search(r"^  dac +modeling_dac\.py:1: ", shown, re.MULTILINE)
         assert max(map(len, shown.splitlines())) <= width
 
 
