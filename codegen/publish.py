@@ -258,7 +258,7 @@ def _exclusive(folders: Sequence[Path]) -> Iterator[None]:
     user = os.geteuid() if hasattr(os, "geteuid") else ""
     with ExitStack() as held:
         # In one order everywhere, so that two builds can't each hold what the other waits for.
-        for folder in sorted({folder.resolve() for folder in folders}):
+        for folder in sorted({folder.resolve().parent for folder in folders}):
             name = digest(f"{user}:{folder}")[:16]
             lock = FileLock(Path(tempfile.gettempdir()) / f"vgen-{name}.lock", timeout=_PATIENCE)
             try:

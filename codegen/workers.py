@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from .cache import Cache, cache_of
@@ -75,11 +76,12 @@ class Pool:
         # A fork would copy threads in the middle of what they do, those of a progress bar for one.
         context = multiprocessing.get_context("spawn")
         self.news: SimpleQueue[tuple[str, bool]] = context.SimpleQueue()
+        self.stop = context.Event()
         self.executor = ProcessPoolExecutor(
             jobs,
             mp_context=context,
             initializer=_begin,
-            initargs=(str(source.root), source.version, options, self.news),
+            initargs=(str(source.root), source.version, options, self.news, self.stop),
         )
         self.futures: dict[str, tuple[int, Future[list[bytes]]]] = {}
         for first in range(0, len(models), CHUNK):
@@ -104,6 +106,8 @@ class Pool:
             ) from error
 
     def close(self) -> None:
+        """End the processes. What they have begun is of no use where somebody wants to leave: they stop at the next model."""
+        self.stop.set()
         self.executor.shutdown(wait=True, cancel_futures=True)
 
     def _tell(self) -> None:
@@ -119,12 +123,17 @@ class _Worker:
     options: Options
     cache: Cache | None
     news: SimpleQueue[tuple[str, bool]]
+    stop: Event
+
+
+class _StoppedError(Exception):
+    """Nobody waits for the result any more."""
 
 
 _worker: _Worker | None = None
 
 
-def _begin(root: str, version: str, options: Options, news: SimpleQueue[tuple[str, bool]]) -> None:
+def _begin(root: str, version: str, options: Options, news: SimpleQueue[tuple[str, bool]], stop: Event) -> None:
     global _worker
     # Ctrl-C goes to every process of the terminal: the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -134,7 +143,7 @@ def _begin(root: str, version: str, options: Options, news: SimpleQueue[tuple[st
     gc.freeze()
     gc.set_threshold(1_000_000)
     source = Source(root=Path(root), version=version)
-    _worker = _Worker(source=source, options=options, cache=cache_of(source), news=news)
+    _worker = _Worker(source=source, options=options, cache=cache_of(source), news=news, stop=stop)
 
 
 def _work(models: tuple[str, ...]) -> list[bytes]:
@@ -142,6 +151,8 @@ def _work(models: tuple[str, ...]) -> list[bytes]:
     worker = _worker
 
     def report(model: str, done: bool) -> None:
+        if worker.stop.is_set():
+            raise _StoppedError
         worker.news.put((model, done))
 
     results = build_chunk(models, worker.source, worker.options, worker.cache, report)

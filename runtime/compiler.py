@@ -24,6 +24,12 @@ VARIANT_LIMIT = 16
 # The same where all instances of a layer class share the variant: each layer may need an entry of its own.
 SHARED_LIMIT = 1024
 
+# Torch 2.11's Inductor decides by the sizes at hand whether to pad a matrix product, and guards on the answer: a vision
+# encoder compiled anew for small images, and again for larger ones after them (_inductor/fx_passes/pad_mm.py). So it is
+# decided here: always where many rows meet odd widths, never where one row does, as in a decode step.
+_PADDED: dict[str, Any] = {"force_shape_pad": True}
+_UNPADDED: dict[str, Any] = {"shape_padding": False}
+
 _IS_ISOLATING = {"isolate_recompiles", "recompile_limit"} <= inspect.signature(torch.compile).parameters.keys()
 
 _dynamo = torch._dynamo.config
@@ -33,10 +39,10 @@ _shapes = torch.fx.experimental._config
 class CountingBackend:
     """A `torch.compile` backend that counts what it is handed, and hands it on."""
 
-    def __init__(self, tag: str, options: Options) -> None:
+    def __init__(self, tag: str, options: Options, *, is_padded: bool) -> None:
         self.graphs = 0
         self._tag = tag
-        self._backend = _resolve(options)
+        self._backend = _resolve(options, is_padded)
 
     def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
         # Counted when it is done: Dynamo may stop the backend to trace once more.
@@ -54,10 +60,13 @@ class CompiledCore:
         tag: The region's compile tag.
         options: The backend and its mode.
         is_shared: Whether modules of one class call it in turns.
+        is_padded: Whether matrix products are padded to widths that the hardware likes. Exact: the padding is zeros.
     """
 
-    def __init__(self, core: Callable[..., Any], *, tag: str, options: Options, is_shared: bool) -> None:
-        self.backend = CountingBackend(tag, options)
+    def __init__(
+        self, core: Callable[..., Any], *, tag: str, options: Options, is_shared: bool, is_padded: bool = False
+    ) -> None:
+        self.backend = CountingBackend(tag, options, is_padded=is_padded)
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         keywords: dict[str, Any] = (
             {"isolate_recompiles": True, "recompile_limit": self._limit} if _IS_ISOLATING else {}
@@ -108,10 +117,12 @@ def _settings(limit: int) -> Iterator[None]:
             setattr(config, name, value)
 
 
-def _resolve(options: Options) -> Callable[..., Any]:
+def _resolve(options: Options, is_padded: bool) -> Callable[..., Any]:
     if options.backend == "inductor":
         # What `torch.compile` itself makes of this name and a mode.
-        wrapper: Callable[..., Any] = torch._TorchCompileInductorWrapper(options.mode, None, True)  # type: ignore[no-untyped-call]
+        wrapper: Callable[..., Any] = torch._TorchCompileInductorWrapper(  # type: ignore[no-untyped-call]
+            options.mode, _PADDED if is_padded else _UNPADDED, True
+        )
         return wrapper
     if isinstance(options.backend, str):
         from torch._dynamo.backends.registry import lookup_backend

@@ -154,7 +154,13 @@ class Region:
                 return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments)
             options: Options = module.vgen_options
-            core = CompiledCore(type(module).core, tag=tag, options=options, is_shared=not self.per_instance)
+            core = CompiledCore(
+                type(module).core,
+                tag=tag,
+                options=options,
+                is_shared=not self.per_instance,
+                is_padded=self.on_request,
+            )
             core = variants.cores.setdefault(variant, core)
             count.variants += 1
         graphs = core.backend.graphs
