@@ -137,7 +137,7 @@ def _begin(root: str, version: str, options: Options, news: SimpleQueue[tuple[st
     global _worker
     # Ctrl-C goes to every process of the terminal: the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from . import build  # noqa: F401
+    from . import build  # noqa: F401 (imported before the first model, and frozen with the rest below)
 
     # As in `cli.main`: trees are many objects and few cycles, and the hunt for these would take longer than the build.
     gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from abc import ABC, abstractmethod
 
 from ..facts import HazardKind, HazardLevel
 from .conditions import ERROR, NOTE, WARNING
@@ -50,7 +51,7 @@ LOG_LEVELS = {
 }
 
 
-class CallRules:
+class CallRules(ABC):
     """The part of `Expressions` that is about calls."""
 
     methods: frozenset[str]
@@ -62,20 +63,20 @@ class CallRules:
     """Names of loop variables over a list of modules, and the attribute that holds the list."""
     depth: int
 
-    def eval(self, node: ast.expr) -> Kind:
-        raise NotImplementedError
+    @abstractmethod
+    def eval(self, node: ast.expr) -> Kind: ...
 
-    def found(self, kind: HazardKind, node: ast.expr, message: str, level: HazardLevel) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def found(self, kind: HazardKind, node: ast.expr, message: str, level: HazardLevel) -> None: ...
 
-    def called(self, path: tuple[str, ...], node: ast.expr, cap: HazardLevel = ERROR) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def called(self, path: tuple[str, ...], node: ast.expr, cap: HazardLevel = ERROR) -> None: ...
 
-    def handed_on(self, child: str, node: ast.expr) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def handed_on(self, child: str, node: ast.expr) -> None: ...
 
-    def branch(self, node: ast.expr, what: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def branch(self, node: ast.expr, what: str) -> None: ...
 
     def call(self, node: ast.Call) -> Kind:
         """The kind of a call's result."""

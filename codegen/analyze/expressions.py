@@ -8,6 +8,7 @@ hand a tensor of such a size to code that branches on sizes, as attention does.
 from __future__ import annotations
 
 import ast
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -204,8 +205,8 @@ class Expressions(CallRules):
         self.names = outer
         return kind
 
-    def bind_each(self, target: ast.expr, kinds: Kind | tuple[Kind, ...]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def bind_each(self, target: ast.expr, kinds: Kind | tuple[Kind, ...]) -> None: ...
 
     def _attribute(self, kind: Kind, attribute: str) -> Kind:
         match kind:
