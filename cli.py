@@ -7,18 +7,15 @@ import gc
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from . import __version__
+from . import __version__, commands
+from .commands import DRIFT, FAILED, INTERRUPTED, SAME
 
 if TYPE_CHECKING:
-    from .codegen.package import Options
-    from .codegen.rebuild import Comparison
-    from .codegen.source import Source
     from .codegen.vet import Finding
 
 GRANULARITIES = ("whole", "block", "auto")
@@ -26,8 +23,6 @@ GRANULARITIES = ("whole", "block", "auto")
 
 LEVELS = ("error", "warning", "note")
 """As `codegen.facts.HazardLevel` has them."""
-
-SAME, DRIFT, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -117,10 +112,11 @@ def cli(ctx: click.Context) -> None:
 
 
 @cli.command(short_help="Write the packages of models.")
-@click.argument("models", metavar="MODEL...", nargs=-1)
+@click.argument("models", metavar="MODEL|PATH...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every model of Transformers; one that fails stops no other.")
 @click.option("--jobs", type=click.IntRange(min=1), help="With --all: processes; one for each processor, up to 4.")
 @out_option
+@click.option("--name", help="Name of the package that is built from a PATH.")
 @granularity_option
 @click.option("--standalone", is_flag=True, help="Put the runtime beside the packages: they then import no vgen.")
 @click.option("--force", is_flag=True, help="Overwrite files that vgen didn't write or that were edited since.")
@@ -131,6 +127,7 @@ def build(
     everything: bool,
     jobs: int | None,
     out: Path | None,
+    name: str | None,
     granularity: str,
     standalone: bool,
     force: bool,
@@ -139,6 +136,9 @@ def build(
 ) -> None:
     """Write the package of each MODEL, a model type such as qwen2: all of them, or none.
 
+    A PATH is a modeling file, or the folder of a checkpoint that brings its own code. It is read, never run; its package goes
+    to ./generated, with a copy of what was read.
+
     With --all each package is written by itself, and what couldn't be is listed at the end with the reason: exit 1 if
     there is any but models without a decoder or an encoder.
     """
@@ -146,22 +146,28 @@ def build(
         raise click.UsageError("Name models, or ask for --all.")
     if jobs is not None and not everything:
         raise click.UsageError("--jobs goes with --all.")
-    from .codegen import output, rebuild
+    if name is not None and len(models) != 1:
+        raise click.UsageError("--name goes with one path.")
+    from .codegen import output
     from .codegen.cached import generate
-    from .codegen.package import Options
-    from .codegen.plan import Granularity
     from .codegen.publish import publish
+    from .codegen.target import located, require_free, targets
 
-    source, folder = _source(transformers), out or output.default_folder()
+    source = commands.source_of(transformers)
+    options = commands.options_of(source, granularity, standalone=standalone)
     if everything:
-        options = Options(granularity=Granularity(granularity), standalone=standalone)
-        sys.exit(_build_all(source, options, folder, force=force, jobs=jobs, as_json=as_json))
-    wanted = rebuild.resolve(models, source)
+        folder = out or output.default_folder()
+        sys.exit(commands.build_all(source, options, folder, force=force, jobs=jobs, as_json=as_json))
+    wanted = targets(models, source, name=name)
+    folder = out or output.folder_for([target.is_local for target in wanted])
     packages = []
-    with _progress(len(wanted)) as step:
-        for model in wanted:
-            step(model)
-            packages.append(generate(model, source, granularity=Granularity(granularity), standalone=standalone))
+    with commands.steps(len(wanted)) as step:
+        for target in wanted:
+            step(target.model)
+            found = located(target, folder / target.model)
+            if not force:
+                require_free(found, folder / target.model)
+            packages.append(generate(found.model, found.source, options))
     reports = publish(output.folders(packages, folder, version=__version__), force=force)
     from .codegen.show import summary
 
@@ -172,7 +178,7 @@ def build(
 
 
 @cli.command(short_help="Show what a build, or another Transformers, would change.")
-@click.argument("models", metavar="[MODEL...]", nargs=-1)
+@click.argument("models", metavar="[MODEL|PATH...]", nargs=-1)
 @out_option
 @transformers_option
 @click.option("--from", "old", metavar="RELEASE", help="Compare two Transformers: a folder, a .whl or `installed`.")
@@ -197,20 +203,22 @@ def diff(
     if old is not None:
         if out is not None or transformers is not None:
             raise click.UsageError("--from compares two releases: --out and --transformers have no say in it.")
-        sys.exit(_upgrade(models, old, new or "installed", download=download, text=not no_text, as_json=as_json))
+        sys.exit(
+            commands.upgrade(models, old, new or "installed", download=download, text=not no_text, as_json=as_json)
+        )
     if new is not None or download or no_text or as_json:
         raise click.UsageError("--to, --download, --no-text and --json go with --from.")
     from .codegen.show.console import console
     from .codegen.show.drift import print_diff
 
-    terminal, comparisons = console(), _compare(models, out, transformers)
+    terminal, comparisons = console(), commands.compare(models, out, transformers)
     for comparison in comparisons:
         print_diff(terminal, comparison.label, comparison.drifts)
     sys.exit(DRIFT if any(comparison.drifts for comparison in comparisons) else SAME)
 
 
 @cli.command(short_help="Say whether packages are what a build would write.")
-@click.argument("models", metavar="[MODEL...]", nargs=-1)
+@click.argument("models", metavar="[MODEL|PATH...]", nargs=-1)
 @out_option
 @transformers_option
 def check(models: Sequence[str], out: Path | None, transformers: Path | None) -> None:
@@ -218,24 +226,26 @@ def check(models: Sequence[str], out: Path | None, transformers: Path | None) ->
     from .codegen.show.console import console
     from .codegen.show.drift import print_check
 
-    terminal, comparisons = console(), _compare(models, out, transformers)
+    terminal, comparisons = console(), commands.compare(models, out, transformers)
     for comparison in comparisons:
-        print_check(terminal, comparison.folder.name, comparison.drifts, comparison.reasons)
+        note = " as its own copy of the source, which isn't where it was" if comparison.is_own_copy else ""
+        print_check(terminal, comparison.folder.name, comparison.drifts, comparison.reasons, note)
     sys.exit(DRIFT if any(comparison.drifts for comparison in comparisons) else SAME)
 
 
 @cli.command(short_help="Show what was found in a model, and why.")
-@click.argument("model")
+@click.argument("model", metavar="MODEL|PATH")
 @granularity_option
 @transformers_option
 @json_option
 def explain(model: str, granularity: str, transformers: Path | None, as_json: bool) -> None:
     """Show what was found in MODEL's source, what is made of it, and why, with file and line."""
     from .codegen.build import generate
-    from .codegen.plan import Granularity
+    from .codegen.target import target
 
-    source = _source(transformers)
-    package = generate(source.resolve_model(model), source, granularity=Granularity(granularity))
+    source = commands.source_of(transformers)
+    found_target = target(model, source)
+    package = generate(found_target.model, found_target.source, commands.options_of(source, granularity))
     if as_json:
         from .codegen.show.data import dumps
         from .codegen.show.rows import rows
@@ -250,7 +260,7 @@ def explain(model: str, granularity: str, transformers: Path | None, as_json: bo
 
 
 @cli.command(short_help="Say what in models breaks graphs.")
-@click.argument("models", metavar="[MODEL|FILE...]", nargs=-1)
+@click.argument("models", metavar="[MODEL|PATH...]", nargs=-1)
 @click.option("--level", type=click.Choice(LEVELS), default="warning", show_default=True, help="The least to show.")
 @click.option(
     "--format", "style", type=click.Choice(("text", "json", "sarif", "github")), default="text", show_default=True
@@ -260,22 +270,23 @@ def explain(model: str, granularity: str, transformers: Path | None, as_json: bo
 def vet(models: Sequence[str], level: str, style: str, granularity: str, transformers: Path | None) -> None:
     """Say what in models breaks graphs, recompiles or falls back, and what vgen resolves of it.
 
-    A FILE is a modeling file. No MODEL: every built one. Exit 0 if all is resolved, 1 if not, 2 error.
+    A PATH is a modeling file or a checkpoint's folder. No MODEL: every built one. Exit 0 if all is resolved, 1 if not, 2 error.
     """
-    from .codegen import output
-    from .codegen.analyze.model import analyze
+    from .codegen import rebuild
     from .codegen.facts import HazardLevel
-    from .codegen.plan import Granularity
-    from .codegen.vet import at_least, findings, model_of, unresolved
+    from .codegen.target import targets
+    from .codegen.vet import at_least, unresolved
+    from .codegen.vet import vet as findings_of
 
-    source = _source(transformers)
-    named = models or [package.model for package in output.built(output.default_folder())]
-    wanted = tuple(dict.fromkeys(model_of(name, source) for name in named))
+    source = commands.source_of(transformers)
+    options = commands.options_of(source, granularity)
+    looked_at = targets(models, source) if models else [target for target, _ in rebuild.all_built(None, source)]
+    wanted = tuple(dict.fromkeys(target.model for target in looked_at))
     found: list[Finding] = []
-    with _progress(len(wanted)) as step:
-        for model in wanted:
-            step(model)
-            found += at_least(findings(analyze(source, model), Granularity(granularity)), HazardLevel(level))
+    with commands.steps(len(looked_at)) as step:
+        for target in looked_at:
+            step(target.model)
+            found += at_least(findings_of(target, options), HazardLevel(level))
     from .codegen.show import vet as show
 
     match style:
@@ -292,6 +303,186 @@ def vet(models: Sequence[str], level: str, style: str, granularity: str, transfo
     sys.exit(DRIFT if unresolved(found) else SAME)
 
 
+@cli.command(short_help="Prove packages: they compute what upstream does.")
+@click.argument("models", metavar="[MODEL...]", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every package of the folder.")
+@click.option("--backend", type=click.Choice(("eager", "aot_eager", "inductor")), default="eager", show_default=True)
+@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", show_default=True)
+@click.option(
+    "--sweep",
+    type=click.Choice(("short", "whole")),
+    default="whole",
+    show_default=True,
+    help="Every case, or half of the compiles.",
+)
+@out_option
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes; one for each processor, up to 4.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds for a package.")
+@click.option("--fresh", is_flag=True, help="Prove again what is remembered.")
+@click.option("--record", type=click.Path(path_type=Path, file_okay=False), help="Folder of the file to note it in.")
+@json_option
+def verify(
+    models: Sequence[str],
+    everything: bool,
+    backend: str,
+    device: str,
+    dtype: str,
+    sweep: str,
+    out: Path | None,
+    jobs: int | None,
+    timeout: float,
+    fresh: bool,
+    record: Path | None,
+    as_json: bool,
+) -> None:
+    """Run tiny random models of each MODEL's package beside upstream's, over a sweep of inputs and modes.
+
+    Exit 0 if all are proved, 1 where something was found, 2 error. What was proved is remembered, so a run that was
+    stopped goes on where it was.
+    """
+    if everything == bool(models):
+        raise click.UsageError("Name models, or ask for --all.")
+    from .verify import command
+
+    asked = command.request(
+        out,
+        models,
+        everything=everything,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        sweep=sweep,
+        jobs=jobs,
+        timeout=timeout,
+        fresh=fresh,
+    )
+    with commands.bar(command.weights(asked)) as step:
+        proofs = command.prove(asked, step, record)
+    command.show(asked, proofs, as_json=as_json)
+    sys.exit(SAME if all(proof.is_proved for proof in proofs) else DRIFT)
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def model_options(command: F) -> F:
+    """What says which model artifacts are for."""
+    for option in (
+        click.option("--config", type=click.Path(exists=True), help="A config.json, or the folder of one."),
+        click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1."),
+        click.option(
+            "--variants",
+            multiple=True,
+            type=click.Choice(("static", "dynamic", "forward")),
+            help="`generate` with a cache of that kind, or a plain forward. Several: name it again. Default: what the model can.",
+        ),
+        click.option(
+            "--batch", "batches", multiple=True, type=click.IntRange(min=1), default=(1, 2), show_default=True
+        ),
+        click.option("--generated", help="Package that holds the generated packages, if not vgen's own."),
+    ):
+        command = option(command)
+    return command
+
+
+def store_option(command: F) -> F:
+    return click.option(
+        "--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of the artifacts, if not the user's."
+    )(command)
+
+
+@cli.command("compile", short_help="Compile a model ahead of time.")
+@click.argument("model", metavar="MODEL|PATH")
+@model_options
+@click.option(
+    "--into", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to, to ship with an image."
+)
+@json_option
+def compile_command(model: str, into: Path | None, as_json: bool, **asked: Any) -> None:
+    """Compile the regions of MODEL, a model type or the folder of a config.json, and save what comes of it.
+
+    Needs no weights: random ones do. What was saved is loaded in a fresh process and compared with eager. `vgen.load`
+    finds it then; other folders than the user's are named by VGEN_STORE. Exit 0 if all is served from artifacts and right,
+    1 if not, 2 error.
+    """
+    from .artifacts import command, show
+
+    step = (lambda words: click.echo(f"{words} …", err=True)) if sys.stderr.isatty() else (lambda words: None)
+    done = command.compile_model(command.task(model, folder=into, **asked), step)
+    if as_json:
+        click.echo(show.compiled_json(done), nl=False)
+    else:
+        show.print_compiled(done)
+    sys.exit(SAME if done.is_fine else DRIFT)
+
+
+@cli.group()
+def artifacts() -> None:
+    """Look after compiled artifacts."""
+
+
+@artifacts.command("list")
+@store_option
+@json_option
+def artifacts_list(store: Path | None, as_json: bool) -> None:
+    """List the artifacts of a store."""
+    from .artifacts import command, show
+    from .runtime.store import default_store
+
+    folder = store or default_store()
+    found = tuple(command.entries(folder))
+    if as_json:
+        click.echo(show.as_json(found), nl=False)
+    elif not found:
+        click.echo(f"no artifacts in {folder}")
+    else:
+        show.print_entries(found)
+
+
+@artifacts.command("verify")
+@store_option
+@click.option("--manifest", is_flag=True, help="Print a manifest of them, for VGEN_ARTIFACTS_MANIFEST.")
+def artifacts_verify(store: Path | None, manifest: bool) -> None:
+    """Say of each artifact whether it is whole and may be loaded: exit 0 all, 1 not all."""
+    from .artifacts import command, show
+    from .runtime import store as stored
+
+    folder = store or stored.default_store()
+    found = tuple(command.entries(folder))
+    if manifest:
+        click.echo(stored.manifest(folder), nl=False)
+    else:
+        show.print_entries(found)
+    sys.exit(DRIFT if any(each.problem for each in found) else SAME)
+
+
+@artifacts.command("prune")
+@store_option
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def artifacts_prune(store: Path | None, dry_run: bool) -> None:
+    """Remove artifacts that are broken or of other versions, and what killed writers left."""
+    from .artifacts import command, show
+    from .runtime.store import default_store
+
+    show.print_pruned(command.prune(store or default_store(), is_dry=dry_run), is_dry=dry_run)
+
+
+@artifacts.command("why")
+@click.argument("model", metavar="MODEL|PATH")
+@model_options
+@store_option
+def artifacts_why(model: str, store: Path | None, **asked: Any) -> None:
+    """Say which calls of MODEL no artifact serves, and in what the nearest one differs: exit 0 none, 1 some."""
+    from .artifacts import command, show
+
+    cases = command.why(command.task(model, folder=store, **asked))
+    for case in cases:
+        show.print_case(case)
+    sys.exit(DRIFT if any(case.problem for case in cases) else SAME)
+
+
 @cli.command("list")
 @out_option
 @transformers_option
@@ -301,8 +492,9 @@ def list_command(out: Path | None, transformers: Path | None, as_json: bool) -> 
     from .codegen import output
     from .codegen.show import listing
 
-    source = _source(transformers)
-    packages, models = output.built(out or output.default_folder()), source.models()
+    source = commands.source_of(transformers)
+    packages = [package for folder in output.folders_of(out) for package in output.built(folder)]
+    models = source.models()
     if as_json:
         from .codegen.show.data import dumps
 
@@ -320,87 +512,27 @@ def list_command(out: Path | None, transformers: Path | None, as_json: bool) -> 
 @click.option("--check", "compare", is_flag=True, help="Write nothing; exit 1 where the files say something else.")
 @transformers_option
 def report(out: Path, compare: bool, transformers: Path | None) -> None:
-    """Build every model in memory and write support.md and support.html, which say what became of each."""
+    """Build every model in memory and write support.md and support.html, which say what became of each.
+
+    What `vgen verify --record` noted in the folder's verify/ is in them, as far as it is of these very packages.
+    """
     from .codegen import documents
     from .codegen.catalogue import all_packages
     from .codegen.report import make_report
     from .codegen.show.report import render
+    from .verify import record
 
-    source = _source(transformers)
-    with _progress(len(source.models())) as step:
-        texts = render(make_report(source, all_packages(source, step=step)))
+    source = commands.source_of(transformers)
+    with commands.steps(len(source.models())) as step:
+        found = record.read(record.path_of(out / "verify", source.version))
+        texts = render(
+            make_report(source, all_packages(source, options=commands.options_of(source), step=step), found)
+        )
     names = documents.stale(out, texts) if compare else documents.write(out, texts)
     for name in texts:
         words = ("differs" if compare else "written") if name in names else ("same" if compare else "unchanged")
         click.echo(f"{out / name}: {words}")
     sys.exit(DRIFT if compare and names else SAME)
-
-
-def _build_all(source: Source, options: Options, out: Path, *, force: bool, jobs: int | None, as_json: bool) -> int:
-    """The exit code of `build --all`."""
-    from .codegen.show.sweep import Totals, print_sweep, sweep_json
-    from .codegen.sweep import is_success, sweep
-
-    models, totals = source.models(), Totals()
-    with _estimate(source, models) as step:
-        results = totals.watch(sweep(models, source, options, out, force=force, jobs=jobs, step=step))
-        text = sweep_json(results, out) if as_json else None
-        for _ in results:
-            pass  # counted as it passes
-    if text is not None:
-        click.echo(text, nl=False)
-    else:
-        print_sweep(totals, out)
-    return SAME if is_success(totals.failures) else DRIFT
-
-
-def _estimate(source: Source, models: Sequence[str]) -> AbstractContextManager[Callable[[str, bool], None]]:
-    """A bar with an estimate, where somebody watches: a model takes about as long as its file is large."""
-    if not sys.stderr.isatty():
-        return nullcontext(lambda model, done: None)
-    from .codegen.show.progress import estimated
-
-    return estimated({model: source.size(model) for model in models})
-
-
-def _upgrade(models: Sequence[str], old: str, new: str, *, download: bool, text: bool, as_json: bool) -> int:
-    """The exit code of `diff --from --to`."""
-    from .codegen import upgrade
-    from .codegen.release import opened
-    from .codegen.show import semantic
-
-    with opened(old, download=download) as before, opened(new, download=download) as after:
-        wanted = upgrade.resolve(models, before, after)
-        with _progress(2 * len(wanted)) as step:
-            found = tuple(upgrade.upgrades(wanted, before, after, step=step))
-    versions = (before.version, after.version)
-    if as_json:
-        click.echo(semantic.upgrades_json(found, versions, models=len(wanted), text=text), nl=False)
-    else:
-        semantic.print_upgrades(found, versions, models=len(wanted), text=text)
-    return DRIFT if found else SAME
-
-
-def _source(transformers: Path | None) -> Source:
-    from .codegen import source
-
-    return source.installed() if transformers is None else source.folder(transformers)
-
-
-def _compare(models: Sequence[str], out: Path | None, transformers: Path | None) -> tuple[Comparison, ...]:
-    from .codegen import output, rebuild
-
-    folder = out or output.default_folder()
-    return rebuild.compare_all(models, folder, _source(transformers), version=__version__)
-
-
-def _progress(total: int) -> AbstractContextManager[Callable[[str], None]]:
-    """A bar where several models are built and somebody watches."""
-    if total < 2 or not sys.stderr.isatty():
-        return nullcontext(lambda model: None)
-    from .codegen.show.summary import progress
-
-    return progress(total)
 
 
 def main() -> None:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from .. import __version__
 from ..runtime.digest import class_digests
+from .analyze.classes import has_models
+from .analyze.grouped import SDPA
 from .analyze.model import analyze
 from .analyze.prologue import helper_chain
 from .facts import ModelFacts, Ref
 from .format import checked, formatted
-from .lock import LOCK_NAME, Lock, digest, render_lock
+from .local import Local
+from .lock import LOCK_NAME, CopiedFrom, Lock, digest, render_lock
 from .output import RUNTIME
 from .package import Failure, Options, Package, failure, runtime_files
-from .plan import Granularity, Plan, make_plan
+from .plan import Plan, Rule, make_plan
 from .render import render, templates_digest
 from .source import Source
 
@@ -32,21 +35,15 @@ class _Draft:
     upstream: Mapping[str, Mapping[str, str]]
 
 
-def generate(
-    model: str, source: Source, *, granularity: Granularity = Granularity.AUTO, standalone: bool = False
-) -> Package:
-    """Build one model's package in memory.
-
-    Args:
-        model: A folder of `source.models()`.
-        standalone: Import a copy of the runtime that lies beside the package, instead of the installed one.
+def generate(model: str, source: Source, options: Options = Options()) -> Package:  # noqa: B008 (it is frozen)
+    """Build one model's package in memory. `model` is a folder of `source.models()`, or the name of `source.local`.
 
     Raises:
         VgenError: The source can't be read, or has nothing to compile.
     """
-    options = Options(granularity=granularity, standalone=standalone)
-    draft = _draft(model, source, options)
-    return _package(draft, formatted([draft.files])[0], options)
+    with source.placed():
+        draft = _draft(model, source, options)
+        return _package(draft, formatted([draft.files])[0], options, source.local)
 
 
 def build_chunk(models: Iterable[tuple[str, Source]], options: Options) -> tuple[Package | Failure, ...]:
@@ -69,19 +66,21 @@ def build_chunk(models: Iterable[tuple[str, Source]], options: Options) -> tuple
 
 
 def _draft(model: str, source: Source, options: Options) -> _Draft:
-    facts = analyze(source, model)
-    plan = make_plan(facts, options.granularity)
+    facts = analyze(source, model, options.decided(model))
+    plan = make_plan(facts, options.granularity_of(model))
     files = render(source, facts, plan, runtime=f"..{RUNTIME}" if options.standalone else "vgen.runtime")
     return _Draft(
         transformers=source.version,
         facts=facts,
         plan=plan,
         files=checked(files),
-        upstream=_upstream_digests(source, plan),
+        upstream=_upstream_digests(source, facts, plan),
     )
 
 
-def _package(draft: _Draft, files: Mapping[str, str], options: Options) -> Package:
+def _package(draft: _Draft, files: Mapping[str, str], options: Options, local: Local | None = None) -> Package:
+    copies = local.copies() if local is not None else {}
+    files = {**files, **copies}
     lock = Lock(
         model=draft.plan.model,
         vgen=__version__,
@@ -89,8 +88,10 @@ def _package(draft: _Draft, files: Mapping[str, str], options: Options) -> Packa
         granularity=options.granularity.value,
         standalone=options.standalone,
         templates=templates_digest(),
+        decisions=options.decided(draft.plan.model).rows(),
         upstream=draft.upstream,
         outputs={path: digest(text) for path, text in files.items()},
+        copied=CopiedFrom(file=local.main, path=local.origin) if local is not None else None,
     )
     return Package(
         model=draft.plan.model,
@@ -101,13 +102,26 @@ def _package(draft: _Draft, files: Mapping[str, str], options: Options) -> Packa
     )
 
 
-def _upstream_digests(source: Source, plan: Plan) -> dict[str, dict[str, str]]:
-    """The digest of every upstream definition that the generated text was made from, by file."""
+def _upstream_digests(source: Source, facts: ModelFacts, plan: Plan) -> dict[str, dict[str, str]]:
+    """The digest of every upstream definition that the generated text was made from, by file.
+
+    A model outside of Transformers isn't made for one release of it: the classes of Transformers' models that it inherits from
+    and that it makes are among them.
+    """
     used: set[Ref] = set(plan.order)
-    used.update(carrier.init for carrier in plan.carriers)
+    used.update(carrier.init for carrier in plan.carriers if carrier.init is not None)
+    used.update(owner for carrier in plan.carriers for owner, _ in carrier.methods)
     for call in (call for region in plan.regions for call in region.hoisted):
-        used.update(helper_chain(source, call.helper))
+        used.update((*helper_chain(source, call.helper), *call.through))
+    if source.local is not None:
+        used.update(base for ref in plan.order for base in facts.of(ref).mro if has_models(base.file))
+        children = (child for carrier in plan.carriers for child in carrier.exchanged)
+        used.update(child.target for child in children if child.target is not None)
+    if any(rewrite.rule is Rule.GROUPED_ATTENTION for rewrite in plan.rewrites):
+        used.add(SDPA)
     return {
         rel: class_digests(file.text, sorted(ref.name for ref in used if ref.file == rel), tree=file.tree)
         for rel, file in ((rel, source.file(rel)) for rel in sorted({ref.file for ref in used}))
+        # Copies are outputs, and so have digests of the whole.
+        if not file.is_copy
     }

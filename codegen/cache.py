@@ -97,7 +97,7 @@ class Cache:
         return found if sound else []
 
     def _input(self, model: str, options: Options) -> Path:
-        return self.folder / "inputs" / _hash([model, options.granularity.value, str(options.standalone)])
+        return self.folder / "inputs" / _hash(_chosen(model, options))
 
     def _result(self, key: str) -> Path:
         return self.folder / "results" / key
@@ -140,8 +140,12 @@ def _forget_old(folder: Path) -> None:
 
 
 def _key(model: str, options: Options, version: str, read: Read) -> str:
-    chosen = [model, options.granularity.value, str(options.standalone), version]
-    return _hash([*chosen, *(f"{path} {read[path]}" for path in sorted(read))])
+    return _hash([*_chosen(model, options), version, *(f"{path} {read[path]}" for path in sorted(read))])
+
+
+def _chosen(model: str, options: Options) -> list[str]:
+    decided = [f"{key} = {value}" for key, value in sorted(options.decided(model).rows().items())]
+    return [model, options.granularity.value, str(options.standalone), *decided]
 
 
 def _hash(parts: Sequence[str]) -> str:

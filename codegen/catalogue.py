@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from .package import Failure, Package
+from .package import Failure, Options, Package
 from .parallel import build_all
 from .source import Source
 
@@ -12,7 +12,11 @@ __all__ = ["Failure", "all_packages"]
 
 
 def all_packages(
-    source: Source, models: Iterable[str] | None = None, *, step: Callable[[str], None] = lambda model: None
+    source: Source,
+    models: Iterable[str] | None = None,
+    options: Options | None = None,
+    *,
+    step: Callable[[str], None] = lambda model: None,
 ) -> Iterator[Package | Failure]:
     """Build `models`, or all, in that order; one that can't be built doesn't stop the others.
 
@@ -24,4 +28,4 @@ def all_packages(
             step(model)
 
     wanted = source.models() if models is None else tuple(models)
-    yield from build_all(wanted, source, step=told)
+    yield from build_all(wanted, source, options, step=told)

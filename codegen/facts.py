@@ -72,13 +72,15 @@ class Parameter:
 
 
 class EvidenceSource(StrEnum):
-    """Where a shape was read, the most trustworthy first."""
+    """Where a shape was read, the most trustworthy first; the last two say what it is a shape of, and how it was taken."""
 
     BODY = "use in the body"
     OWN_DOCSTRING = "its own docstring"
     SHARED_DOCSTRING = "auto_docstring's shared arguments"
     HELPER_DOCSTRING = "the helper's docstring"
     ANNOTATION = "its annotation"
+    RESULT_ANNOTATION = "the helper's annotation"
+    READING = "read as"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +98,22 @@ Dim = str | int | None
 class ArgumentShape:
     """What is known of one argument that enters a region.
 
-    `dims` is None where no evidence gives a shape, or where it disagrees; then every dimension may change.
+    `dims` is None where no evidence gives a shape, or where it disagrees; then every dimension may change. `is_tuple`: it is a
+    tuple or list of tensors, and `dims` are those of each.
     """
 
     name: str
     is_tensor: bool
+    is_tuple: bool = False
     is_python_int: bool = False
     dims: tuple[Dim, ...] | None = None
     evidence: tuple[Evidence, ...] = ()
     disagreement: str | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it is a tensor, or several, of which nothing gives the shape."""
+        return (self.is_tensor or self.is_tuple) and self.dims is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +121,8 @@ class PrologueCall:
     """A statement `targets = helper(..., kwargs=kwargs)` in a forward, whose helper pops its results from `kwargs`.
 
     `keys[i]` is the key of `kwargs` under which the helper accepts what it would return for `targets[i]`.
-    `reads` are the local names that its arguments use.
+    `reads` are the local names that its arguments use. Where the statement stands in the forward of a module inside, `within` is
+    the way there (`embeddings`, `encoder.embeddings`), and `through` the classes on it.
     """
 
     targets: tuple[str, ...]
@@ -124,6 +134,8 @@ class PrologueCall:
     last_line: int
     span: Span
     helper_span: Span
+    within: str = ""
+    through: tuple[Ref, ...] = ()
 
 
 class HazardKind(StrEnum):
@@ -169,11 +181,21 @@ class ChildKind(StrEnum):
     FROM_CONFIG = "X._from_config(config)"
     AUTO = "AutoModel.from_config(config)"
     """Of any of Transformers' auto classes."""
+    PRETRAINED = "AutoModel.from_pretrained(path)"
+    BACKBONE = "load_backbone(config)"
+    CHOSEN = "CLASSES[key](config)"
+    """One of several classes: from a table, or through a local name. Each of them is a child."""
+    FACTORY = "a function that makes it"
+
+    @property
+    def by_config(self) -> bool:
+        """Whether Transformers' tables choose the class when the model is made."""
+        return self in (ChildKind.AUTO, ChildKind.PRETRAINED, ChildKind.BACKBONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """A module made in an `__init__`: `self.attribute = callee(...)`, alone, in a list, or in a conditional.
+    """A module made in an `__init__` or another method: `self.attribute = callee(...)`, alone, in a list, or in a conditional.
 
     `target` is the class it makes where the source fixes it; for `AUTO` it is the class that the config's default gives,
     or None. `config` is the source text of the first argument.
@@ -187,6 +209,9 @@ class Child:
     repeated: bool
     conditional: bool
     span: Span
+    method: str = "__init__"
+    owner: Ref | None = None
+    """The class that defines `method`, where that isn't `__init__`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +221,28 @@ class PackedSplit:
     owner: Ref
     method: str
     cu_seqlens: str
+    first_line: int
+    last_line: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceLookup:
+    """Where a method of an attention class looks up the attention function that it calls: see `codegen.analyze.grouped`."""
+
+    owner: Ref
+    method: str
+    branch: Span
+    """The branch of SDPA's function that upstream leaves out of graphs."""
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """Where a method of a class has what a rule replaces: lines from the first place to the last."""
+
+    owner: Ref
+    method: str
     first_line: int
     last_line: int
     span: Span
@@ -216,7 +263,14 @@ class Forward:
     prologue: tuple[PrologueCall, ...]
     prologue_only: tuple[str, ...]
     packed: PackedSplit | None
+    grouped: InterfaceLookup | None
+    clamps: Pattern | None
+    """Branches of this forward that clamp what overflowed: see `codegen.analyze.clamps`."""
     span: Span
+    loop: Pattern | None = None
+    """Another method that loops over values: see `codegen.analyze.loops`."""
+    divisions: tuple[Pattern, ...] = ()
+    """Other methods that divide sizes by a function of tensors: see `codegen.analyze.divisions`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +313,11 @@ class ModelFacts:
     roles: tuple[RoleFact, ...]
     hazards: tuple[Hazard, ...]
     notes: tuple[tuple[Span, str], ...] = field(default=())
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is none of Transformers': its files are copied."""
+        return self.file.startswith(".")
 
     def of(self, ref: Ref) -> ClassFact:
         for fact in self.classes:

@@ -18,6 +18,10 @@ from typing import Any
 from .errors import VgenError
 from .facts import Span
 
+COPY = ".upstream"
+"""Where the files of a model outside of Transformers are: copies in the package that is built for it. The dot makes the names
+of their modules relative to that package, see `codegen.local`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
@@ -49,10 +53,11 @@ class SourceFile:
         self.memo: dict[object, Any] = {}
         try:
             content = path.read_bytes()
+            self.content = content
             self.digest = hashlib.sha256(content).hexdigest()
             """Of the file's bytes."""
-            # As `open` would read it: every kind of line end is one newline.
-            self.text = content.decode().replace("\r\n", "\n").replace("\r", "\n")
+            # As `open` would read it, and Python: every kind of line end is one newline, a byte order mark is nothing.
+            self.text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except OSError as error:
             raise VgenError("unreadable", f"{path} can't be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:
@@ -68,13 +73,21 @@ class SourceFile:
     def tree(self) -> ast.Module:
         try:
             return ast.parse(self.text)
-        except SyntaxError as error:
+        except (SyntaxError, ValueError) as error:
+            # Python 3.11 says with a ValueError that there are null bytes.
+            message, line = (error.msg, error.lineno) if isinstance(error, SyntaxError) else (str(error), 1)
+            theirs = "" if self.is_copy else ", or reinstall Transformers if it isn't yours"
             raise VgenError(
                 "syntax",
-                f"Python can't parse this file: {error.msg}.",
-                span=Span(file=self.rel, line=error.lineno or 1),
-                hint="Correct the file, or reinstall Transformers if it isn't yours.",
+                f"Python can't parse this file: {message}.",
+                span=Span(file=self.rel, line=line or 1),
+                hint=f"Correct the file{theirs}.",
             ) from error
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the file isn't part of Transformers."""
+        return self.rel.startswith(f"{COPY}/")
 
     @cached_property
     def module(self) -> str:
@@ -139,7 +152,23 @@ class SourceFile:
         names: set[str] = set()
         for node in _top_level(self.tree.body):
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            names.update(target.id for target in targets if isinstance(target, ast.Name))
+            for inner in (inner for target in targets if target is not None for inner in ast.walk(target)):
+                if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                    names.add(inner.id)
+        return frozenset(names)
+
+    @cached_property
+    def tried(self) -> frozenset[str]:
+        """Names that an import in a `try` binds: where it fails, they are missing or something else."""
+        names: set[str] = set()
+        for node in _top_level(self.tree.body):
+            for inner in (
+                (inner for statement in node.body for inner in ast.walk(statement))
+                if isinstance(node, ast.Try)
+                else ()
+            ):
+                if isinstance(inner, ast.Import | ast.ImportFrom):
+                    names.update(alias.asname or alias.name.partition(".")[0] for alias in inner.names)
         return frozenset(names)
 
     @cached_property

@@ -14,6 +14,8 @@ def kind_of(facts: ModelFacts) -> str:
     senses = _senses(reads)
     if not decoders:
         words = [*senses, *(["text"] if Modality.TEXT in reads else [])]
+        if not words:
+            return "composed of other models"
         listed = " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
         return f"{listed} encoder{'s' if len(words) > 1 else ''}"
     crosses = any(_crosses(facts, role.ref.name) for role in decoders)

@@ -15,14 +15,27 @@ from pathlib import Path, PurePosixPath
 
 from .errors import VgenError
 from .facts import Span
+from .local import COPIES
 from .plan import Granularity
 
 LOCK_NAME = "vgen.lock"
 FORMAT = 1
 """Goes up when an older vgen couldn't read the file any more."""
 
+OWN = Path(__file__).resolve().parent.parent / "generated"
+"""vgen's own folder of packages: where they go when the user names no other."""
+
 _COMMENT = "# Written by vgen, do not edit: `vgen check` compares this package with what a build would write.\n"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedFrom:
+    """Where the copies in a package come from: the modeling file among them, relative to their folder, and the path of what the
+    user named, from the package's folder; None where it lies outside of the project."""
+
+    file: str
+    path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +55,17 @@ class Lock:
     upstream: Mapping[str, Mapping[str, str]]
     outputs: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    decisions: Mapping[str, str] = field(default_factory=dict)
+    """What the user's project said about the model, so that a check builds the same."""
+    copied: CopiedFrom | None = None
+
+    @property
+    def copies(self) -> Mapping[str, str]:
+        """The copies of upstream's files and their digests, by path relative to their folder."""
+        if self.copied is None:
+            return {}
+        prefix = f"{COPIES}/"
+        return {path.removeprefix(prefix): digest for path, digest in self.outputs.items() if path.startswith(prefix)}
 
 
 def digest(content: str | bytes) -> str:
@@ -60,7 +84,12 @@ def render_lock(lock: Lock) -> str:
         f"standalone = {'true' if lock.standalone else 'false'}",
         f"templates = {_string(lock.templates)}",
     ]
-    tables = [_table("outputs", lock.outputs), _table("files", lock.files) if lock.files else ""]
+    tables = [_table("decisions", lock.decisions)] if lock.decisions else []
+    copied = {} if lock.copied is None else {"file": lock.copied.file}
+    if lock.copied is not None and lock.copied.path is not None:
+        copied["path"] = lock.copied.path
+    tables += [_table("copied", copied) if copied else "", _table("outputs", lock.outputs)]
+    tables += [_table("files", lock.files) if lock.files else ""]
     tables += [_table(f"upstream.{_string(file)}", lock.upstream[file]) for file in sorted(lock.upstream)]
     return _COMMENT + "\n".join(head) + "\n" + "".join(tables)
 
@@ -95,6 +124,8 @@ def parse_lock(text: str, path: Path) -> Lock:
         upstream=reader.tables("upstream"),
         outputs=reader.outputs(),
         files=reader.strings("files") if "files" in reader.data else {},
+        decisions=reader.strings("decisions") if "decisions" in reader.data else {},
+        copied=reader.copied(),
     )
 
 
@@ -110,6 +141,16 @@ def read_outputs(path: Path) -> Mapping[str, str]:
 def changes(old: Lock, new: Lock) -> tuple[str, ...]:
     """What `new` was made from that `old` wasn't, a line each: classes of upstream, then versions and templates."""
     lines = []
+    for name in sorted({*old.copies, *new.copies}):
+        if old.copies.get(name) != new.copies.get(name):
+            state = (
+                "is copied now"
+                if name not in old.copies
+                else "isn't copied any more"
+                if name not in new.copies
+                else "changed"
+            )
+            lines.append(f"{name} {state}")
     for file in sorted({*old.upstream, *new.upstream}):
         before, after = old.upstream.get(file, {}), new.upstream.get(file, {})
         for name in sorted({*before, *after}):
@@ -143,8 +184,15 @@ def _broken(path: Path, reason: str, *, line: int | None = None) -> VgenError:
         "broken-lock",
         f"{place}this lock file is broken: {reason}.",
         span=Span(file=str(path), line=line) if line else None,
-        hint=f"Restore it from version control, or write the package again: `vgen build {path.parent.name} --force`.",
+        hint=f"Restore it from version control, or write the package again: `{_command(path.parent)}`.",
     )
+
+
+def _command(package: Path) -> str:
+    """What writes a package again whose lock says nothing about it."""
+    what = "PATH" if (package / COPIES).is_dir() else package.name
+    folder = "" if package.parent.resolve() == OWN else f" --out {package.parent.as_posix()}"
+    return f"vgen build {what}{folder} --force"
 
 
 class _Reader:
@@ -193,6 +241,14 @@ class _Reader:
         if not isinstance(value, dict):
             raise self.broken(f"`{key}` isn't a table")
         return {name: self._strings(f"{key}.{name}", table) for name, table in value.items()}
+
+    def copied(self) -> CopiedFrom | None:
+        if "copied" not in self.data:
+            return None
+        table = self.strings("copied")
+        if not is_inside(table.get("file", "")):
+            raise self.broken("`copied` doesn't name a file among the copies")
+        return CopiedFrom(file=table["file"], path=table.get("path"))
 
     def outputs(self) -> dict[str, str]:
         outputs = self.strings("outputs")

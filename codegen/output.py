@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import VgenError
-from .lock import LOCK_NAME, Lock, read_lock, render_runtime_lock
+from .lock import LOCK_NAME, OWN, Lock, read_lock, render_runtime_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .build import Package
 
 DEFAULT = "vgen.generated"
+LOCAL = Path("generated")
+"""Where the packages of models outside of Transformers go, seen from the working directory."""
 RUNTIME = "vgen_runtime"
 """The folder of a standalone copy of the runtime, beside the packages that use it."""
 
@@ -42,7 +44,38 @@ class Usage:
 
 def default_folder() -> Path:
     """The folder of the installed `vgen.generated`."""
-    return Path(__file__).resolve().parent.parent / "generated"
+    return OWN
+
+
+def folder_for(is_local: Sequence[bool]) -> Path:
+    """Where packages go when the user names no folder: vgen's own for models of Transformers, `generated` in the working
+    directory for others.
+
+    Raises:
+        VgenError: `no-folder`, where that isn't one folder, or is vgen's own.
+    """
+    if not any(is_local):
+        return default_folder()
+    if not all(is_local):
+        raise VgenError(
+            "no-folder",
+            "Packages of Transformers' models go to vgen's own folder, those of other files to ./generated.",
+            hint="Choose one folder for all of them with --out, or build them one after the other.",
+        )
+    if LOCAL.resolve() == default_folder():
+        raise VgenError(
+            "no-folder",
+            "./generated is vgen's own folder here, which is for models of Transformers.",
+            hint="Choose another folder with --out.",
+        )
+    return LOCAL
+
+
+def folders_of(out: Path | None) -> tuple[Path, ...]:
+    """Where built packages are looked for: where the user says, else in both places that a build writes to by itself."""
+    if out is not None:
+        return (out,)
+    return (default_folder(),) if LOCAL.resolve() == default_folder() else (default_folder(), LOCAL)
 
 
 def built(folder: Path) -> tuple[Built, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .decisions import NONE, Decisions
 from .errors import VgenError
 from .facts import ModelFacts, Span
 from .output import RUNTIME
@@ -23,6 +24,18 @@ class Options:
 
     granularity: Granularity = Granularity.AUTO
     standalone: bool = False
+    decisions: tuple[tuple[str, Decisions], ...] = ()
+    """By model: what the user's project says about it."""
+
+    def decided(self, model: str) -> Decisions:
+        return dict(self.decisions).get(model, NONE)
+
+    def granularity_of(self, model: str) -> Granularity:
+        """What the command line asks for has the last word over the project's settings."""
+        decided = self.decided(model).granularity
+        return (
+            Granularity(decided) if self.granularity is Granularity.AUTO and decided is not None else self.granularity
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,15 @@ from .facts import (
     HazardLevel,
     Modality,
     ModelFacts,
+    PackedSplit,
+    Pattern,
     PrologueCall,
     Ref,
     Role,
     RoleFact,
     Span,
 )
+from .files import COPY
 
 
 class Granularity(StrEnum):
@@ -61,13 +64,28 @@ class Region:
         names = [dim for shape in self.contract for dim in shape.dims or () if isinstance(dim, str)]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def any_shape(self) -> tuple[str, ...]:
+        """The arguments that are tensors of whose shape nothing is known: every dimension may change."""
+        return tuple(shape.name for shape in self.contract if shape.is_unknown)
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """What may change from call to call: dimensions by name, then the arguments of any shape."""
+        return (*self.dynamic_dims, *(f"all of {name}" for name in self.any_shape))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
-    """A class whose `__init__` is generated so that it makes generated children. `init` is where upstream defines it."""
+    """A class whose `__init__`, or another method, is generated so that it makes generated children.
+
+    `init` is where upstream defines its `__init__`, None where that makes none of them; `methods` are the other methods, with
+    the classes that define them.
+    """
 
     ref: Ref
-    init: Ref
+    init: Ref | None
+    methods: tuple[tuple[Ref, str], ...]
     base: Ref | None
     """A generated class whose `__init__` runs through `super()`: it becomes a base class, after the upstream class."""
     exchanged: tuple[Child, ...]
@@ -75,12 +93,22 @@ class Carrier:
     span: Span
 
 
+class Rule(StrEnum):
+    """What replaces a source pattern: see the file of that name in `codegen.rewrite`."""
+
+    PACKED_ATTENTION = "packed-attention"
+    GROUPED_ATTENTION = "grouped-attention"
+    BRANCHLESS_CLAMP = "branchless-clamp"
+    VALUE_LOOP = "value-loop"
+    SIZE_DIVISION = "size-division"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewrite:
     """A rule applied to one method of one class."""
 
     ref: Ref
-    rule: str
+    rule: Rule
     method: str
     first_line: int
     last_line: int
@@ -119,10 +147,13 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
     Raises `VgenError` "no-region" where nothing would be generated.
     """
     chosen = _chosen(facts)
-    packages = {_package(role.ref) for role in facts.roles if _package(role.ref) != facts.model}
+    packages = {_package(facts, role.ref) for role in facts.roles if _package(facts, role.ref) != facts.model}
+    packages |= {
+        _package(facts, child.target) for fact in facts.classes for child in dispatched(facts, fact) if child.target
+    }
     hazards = _resolve(facts)
     regions = tuple(region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity))
-    rewrites = tuple(dict.fromkeys(rewrite for region in regions for rewrite in _rewrites(facts, region.ref)))
+    rewrites = tuple(dict.fromkeys(rewrite for region in regions for rewrite in _rewrites(facts, region)))
     carriers = _carriers(facts, {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites})
     generated = {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites}
     generated |= {carrier.ref for carrier in carriers}
@@ -141,7 +172,7 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
             dict.fromkeys(
                 hazard
                 for role in chosen
-                for ref in _reach(facts, role.ref)
+                for ref in reached(facts, role.ref)
                 for hazard in hazards
                 if hazard.owner == ref
             )
@@ -150,9 +181,22 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
     )
 
 
-def _package(ref: Ref) -> str:
+def _package(facts: ModelFacts, ref: Ref) -> str:
     """The folder of the model that a class belongs to."""
-    return ref.file.rsplit("/", 2)[-2]
+    return facts.model if ref.file.startswith(f"{COPY}/") else ref.file.rsplit("/", 2)[-2]
+
+
+def dispatched(facts: ModelFacts, fact: ClassFact) -> tuple[Child, ...]:
+    """The children that a class of a model outside of Transformers makes by calling a model of Transformers: as with an auto
+    class's children, the runtime takes that model's own package where it is built."""
+    if not facts.is_local:
+        return ()
+    targets = ((child, facts.find(child.target)) for child in fact.children if child.kind is not ChildKind.AUTO)
+    return tuple(
+        child
+        for child, target in targets
+        if target is not None and target.is_pretrained and _package(facts, target.ref) != facts.model
+    )
 
 
 def _chosen(facts: ModelFacts) -> tuple[RoleFact, ...]:
@@ -160,7 +204,7 @@ def _chosen(facts: ModelFacts) -> tuple[RoleFact, ...]:
     the way a user's model has it."""
     found: dict[Ref, RoleFact] = {}
     for role in sorted(facts.roles, key=lambda role: (role.role, -len(role.path), role.entry.name)):
-        made_elsewhere = _package(role.ref) != facts.model and _is_auto(facts, role)
+        made_elsewhere = _package(facts, role.ref) != facts.model and (facts.is_local or _is_auto(facts, role))
         if not made_elsewhere:
             found.setdefault(role.ref, role)
     return tuple(
@@ -178,7 +222,8 @@ def _is_auto(facts: ModelFacts, role: RoleFact) -> bool:
     )
 
 
-def _reach(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
+def reached(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
+    """The class and those of the modules inside it, the nearest first."""
     found: dict[Ref, None] = {}
     pending = [root]
     while pending:
@@ -192,15 +237,23 @@ def _reach(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
 
 
 def _resolve(facts: ModelFacts) -> tuple[Hazard, ...]:
-    """The hazards, those inside a packed-attention pattern marked as resolved by that rewrite."""
-    splits = [fact.forward.packed for fact in facts.classes if fact.forward is not None and fact.forward.packed]
-    found = []
-    for hazard in facts.hazards:
-        inside = any(
-            s.span.file == hazard.span.file and s.first_line <= hazard.span.line <= s.last_line for s in splits
-        )
-        found.append(dataclasses.replace(hazard, resolved_by="packed-attention") if inside else hazard)
-    return tuple(found)
+    """The hazards, those inside a pattern that is rewritten marked as resolved by that rewrite."""
+    forwards = [fact.forward for fact in facts.classes if fact.forward is not None]
+    places: dict[str, dict[int, Rule]] = {}
+    for forward in forwards:
+        for found, rule in (
+            (forward.clamps, Rule.BRANCHLESS_CLAMP),
+            (forward.packed, Rule.PACKED_ATTENTION),
+            (forward.loop, Rule.VALUE_LOOP),
+        ):
+            if found is not None:
+                lines = range(found.first_line, found.last_line + 1)
+                places.setdefault(found.span.file, {}).update(dict.fromkeys(lines, rule))
+    rules = [places.get(hazard.span.file, {}).get(hazard.span.line) for hazard in facts.hazards]
+    return tuple(
+        hazard if rule is None else dataclasses.replace(hazard, resolved_by=rule.value)
+        for hazard, rule in zip(facts.hazards, rules, strict=True)
+    )
 
 
 def _regions(
@@ -211,11 +264,11 @@ def _regions(
     granularity: Granularity,
 ) -> tuple[Region, ...]:
     """The regions for one role: the class itself, or each repeated layer class below it."""
-    reach = _reach(facts, role.ref)
+    reach = reached(facts, role.ref)
     blocks = _blocks(facts, role.ref)
     breaking = [hazard for hazard in hazards if hazard.resolved_by is None and hazard.level is HazardLevel.ERROR]
     broken = any(hazard.owner in reach for hazard in breaking)
-    in_blocks = {ref for block in blocks for ref in _reach(facts, block)}
+    in_blocks = {ref for block in blocks for ref in reached(facts, block)}
     clean_blocks = all(hazard.owner not in in_blocks for hazard in breaking)
     match granularity:
         case Granularity.WHOLE:
@@ -264,7 +317,7 @@ def _region(facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: 
     fact = facts.of(ref)
     assert fact.forward is not None
     forward = fact.forward
-    reach = [facts.of(below) for below in _reach(facts, ref)]
+    reach = [facts.of(below) for below in reached(facts, ref)]
     return Region(
         ref=ref,
         tag=tag,
@@ -276,29 +329,57 @@ def _region(facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: 
         dropped=forward.prologue_only,
         packed_attention=any(below.forward is not None and below.forward.packed is not None for below in reach),
         rotary=any("dynamic_rope_update" in below.forward.decorators for below in reach if below.forward is not None),
-        records_outputs=any(decorator.startswith("capture_outputs") for decorator in forward.decorators),
+        records_outputs=fact.is_pretrained
+        and any(
+            decorator.startswith("capture_outputs")
+            for below in reach
+            if below.forward is not None
+            for decorator in below.forward.decorators
+        ),
         reason=reason,
         span=fact.span,
     )
 
 
-def _rewrites(facts: ModelFacts, root: Ref) -> tuple[Rewrite, ...]:
-    found = []
-    for ref in _reach(facts, root):
+def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
+    found: list[Rewrite] = []
+    for ref in reached(facts, region.ref):
         forward = facts.of(ref).forward
-        if forward is not None and forward.packed is not None:
-            split = forward.packed
+        if forward is None:
+            continue
+        if forward.loop is not None:
+            found.append(_rewrite(ref, Rule.VALUE_LOOP, forward.loop))
+        found += [_rewrite(ref, Rule.SIZE_DIVISION, each) for each in forward.divisions]
+        if forward.packed is not None:
+            found.append(_rewrite(ref, Rule.PACKED_ATTENTION, forward.packed))
+        elif forward.grouped is not None and region.role is not Role.ENCODER:
+            # One token at a time is what decoders are given.
+            place = forward.grouped.span
             found.append(
                 Rewrite(
                     ref=ref,
-                    rule="packed-attention",
-                    method=split.method,
-                    first_line=split.first_line,
-                    last_line=split.last_line,
-                    span=split.span,
+                    rule=Rule.GROUPED_ATTENTION,
+                    method=forward.grouped.method,
+                    first_line=place.line,
+                    last_line=place.line,
+                    span=place,
                 )
             )
+        elif forward.clamps is not None and ref != region.ref:
+            # A region's own forward is what the region calls.
+            found.append(_rewrite(ref, Rule.BRANCHLESS_CLAMP, forward.clamps))
     return tuple(found)
+
+
+def _rewrite(ref: Ref, rule: Rule, found: Pattern | PackedSplit) -> Rewrite:
+    return Rewrite(
+        ref=ref,
+        rule=rule,
+        method=found.method,
+        first_line=found.first_line,
+        last_line=found.last_line,
+        span=found.span,
+    )
 
 
 def _carriers(facts: ModelFacts, generated: set[Ref]) -> tuple[Carrier, ...]:
@@ -312,24 +393,43 @@ def _carriers(facts: ModelFacts, generated: set[Ref]) -> tuple[Carrier, ...]:
             if (
                 fact.ref in carrying
                 or fact.init is None
-                or (_package(fact.ref) != facts.model and fact.ref not in complete)
+                or (_package(facts, fact.ref) != facts.model and fact.ref not in complete)
             ):
                 continue
-            if fact.inherits_init in carrying or _exchanged(fact, complete):
+            if fact.inherits_init in carrying or _exchanged(facts, fact, complete):
                 carrying.add(fact.ref)
                 complete.add(fact.ref)
                 changed = True
-    return tuple(_carrier(fact, complete, carrying) for fact in facts.classes if fact.ref in carrying)
+    return tuple(_carrier(facts, fact, complete, carrying) for fact in facts.classes if fact.ref in carrying)
 
 
-def _carrier(fact: ClassFact, generated: set[Ref], carrying: set[Ref]) -> Carrier:
+def _carrier(facts: ModelFacts, fact: ClassFact, generated: set[Ref], carrying: set[Ref]) -> Carrier:
     assert fact.init is not None
-    exchanged = _exchanged(fact, generated)
+    exchanged = _exchanged(facts, fact, generated)
     base = fact.inherits_init if fact.inherits_init in carrying else None
     names = dict.fromkeys(child.target.name if child.target else child.callee for child in exchanged)
     reason = f"makes {', '.join(names)}" if names else f"runs the __init__ of {base.name if base else fact.init.name}"
-    return Carrier(ref=fact.ref, init=fact.init, base=base, exchanged=exchanged, reason=reason, span=fact.span)
+    inherited = facts.of(base).mro if base is not None else ()
+    methods = {
+        (child.owner, child.method) for child in exchanged if child.owner is not None and child.owner not in inherited
+    }
+    return Carrier(
+        ref=fact.ref,
+        init=fact.init if base is not None or any(child.owner is None for child in exchanged) else None,
+        methods=tuple(sorted(methods)),
+        base=base,
+        exchanged=exchanged,
+        reason=reason,
+        span=fact.span,
+    )
 
 
-def _exchanged(fact: ClassFact, generated: set[Ref]) -> tuple[Child, ...]:
-    return tuple(child for child in fact.children if child.kind is ChildKind.AUTO or child.target in generated)
+def _exchanged(facts: ModelFacts, fact: ClassFact, generated: set[Ref]) -> tuple[Child, ...]:
+    elsewhere = dispatched(facts, fact)
+    return tuple(
+        child
+        for child in fact.children
+        if child.kind.by_config
+        or child in elsewhere
+        or (child.target in generated and child.kind is not ChildKind.FACTORY)
+    )

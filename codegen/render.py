@@ -7,17 +7,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import assert_never
 
 import jinja2
 import libcst as cst
 
 from .analyze.trees import Trees
-from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Ref, Role
-from .plan import Carrier, Granularity, Plan, Region, Rewrite
-from .rewrite.carrier_init import CHILD_FROM_CONFIG, carrier_init
+from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Ref, Role, Span
+from .plan import Carrier, Granularity, Plan, Region, Rewrite, Rule
+from .rewrite.branchless_clamp import branchless_clamp
+from .rewrite.carrier_init import CHILD_CLASS, MAKERS, carrier_method
+from .rewrite.grouped_attention import GROUPED_ATTENTION, grouped_attention
 from .rewrite.names import UPSTREAM, Names
 from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
 from .rewrite.region_forward import passed_on, region_core, region_forward
+from .rewrite.size_division import DIVIDE, size_division
+from .rewrite.value_loop import LOOP, value_loop
 from .source import Import, Source
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
@@ -48,15 +53,21 @@ def render(source: Source, facts: ModelFacts, plan: Plan, *, runtime: str) -> Ma
     classes = tuple(writer.write(ref) for ref in plan.order)
     module = f"modeling_{plan.model}"
     exported = tuple(sorted(entry.name for entry in plan.entries))
+    # A copy has a place in the package; who built it knows the path of what it is a copy of.
+    about = {
+        "model": plan.model,
+        "source_file": plan.file.removeprefix("."),
+        "argument": f"…/{source.local.main}" if source.local is not None else plan.model,
+        "whose": "the" if source.local is not None else "Transformers'",
+    }
     modeling = _template("modeling.py.j2").render(
+        **about,
         copyright=writer.file.copyright,
-        source_file=plan.file,
-        model=plan.model,
         imports=writer.import_lines(runtime),
         classes=classes,
         exported=exported,
     )
-    package = _template("package.py.j2").render(model=plan.model, runtime=runtime, module=module, exported=exported)
+    package = _template("package.py.j2").render(**about, runtime=runtime, module=module, exported=exported)
     return {"__init__.py": package, f"{module}.py": modeling}
 
 
@@ -95,19 +106,20 @@ class _Writer:
         self.names = Names(self.file, frozenset(ref.name for ref in plan.order))
         self.regions = {region.ref: region for region in plan.regions}
         self.carriers = {carrier.ref: carrier for carrier in plan.carriers}
-        self.rewrites = {rewrite.ref: rewrite for rewrite in plan.rewrites}
+        self.rewrites: dict[Ref, list[Rewrite]] = {}
+        for rewrite in plan.rewrites:
+            self.rewrites.setdefault(rewrite.ref, []).append(rewrite)
         self.runtime: set[str] = set()
 
     def write(self, ref: Ref) -> ClassText:
         fact = self.facts.of(ref)
-        region, carrier, rewrite = self.regions.get(ref), self.carriers.get(ref), self.rewrites.get(ref)
+        region, carrier = self.regions.get(ref), self.carriers.get(ref)
         methods = []
         if carrier is not None:
-            methods.append(self._init(carrier))
+            methods += self._carried(carrier)
         if region is not None:
             methods += self._region_methods(fact, region)
-        if rewrite is not None:
-            methods.append(self._rewritten(fact, rewrite))
+        methods += (self._rewritten(fact, rewrite) for rewrite in self.rewrites.get(ref, ()))
         return ClassText(
             name=ref.name,
             bases=self._bases(fact, region, carrier),
@@ -136,36 +148,77 @@ class _Writer:
         compiled = compiled if carrier.base not in self.regions else ()
         return (*compiled, upstream, carrier.base.name, *as_upstream)
 
-    def _init(self, carrier: Carrier) -> str:
-        function = carrier_init(self.source, self.trees, self.names, carrier.init)
-        code = _code(function)
-        if f"{CHILD_FROM_CONFIG}(" in code:
-            self.runtime.add(CHILD_FROM_CONFIG)
-        return code
+    def _carried(self, carrier: Carrier) -> list[str]:
+        generated = set(self.regions) | set(self.carriers) | set(self.rewrites)
+        dispatched = frozenset(
+            child.callee for child in carrier.exchanged if not child.kind.by_config and child.target not in generated
+        )
+        methods = ([(carrier.init, "__init__")] if carrier.init is not None else []) + list(carrier.methods)
+        found = []
+        for owner, name in methods:
+            code = _code(carrier_method(self.source, self.trees, self.names, owner, name, dispatched))
+            self.runtime.update(maker for maker in (*MAKERS, CHILD_CLASS) if f"{maker}(" in code)
+            found.append(code)
+        return found
 
     def _region_methods(self, fact: ClassFact, region: Region) -> list[str]:
         assert fact.forward is not None
         arguments = (self.source, self.trees, self.names, fact.forward, region)
         forward, core = region_forward(*arguments), region_core(*arguments)
-        return [_template("forward.py.j2").render(asdict(forward)), _template("core.py.j2").render(asdict(core))]
+        texts = [_template("forward.py.j2").render(asdict(forward)), _template("core.py.j2").render(asdict(core))]
+        if forward.hoisted:
+            texts.insert(1, _template("prologue.py.j2").render(asdict(forward)))
+        return texts
 
     def _rewritten(self, fact: ClassFact, rewrite: Rewrite) -> str:
         assert fact.forward is not None
-        self.runtime.add(PACKED_ATTENTION)
         self.names.imports.add(Import(module="torch", name=None, bound_as="torch"))
-        file = rewrite.span.file.rpartition("/")[2]
-        function = packed_attention(
-            self.source,
-            self.trees,
-            self.names,
-            fact.forward.owner,
-            rewrite.method,
-            passed_on(fact.forward.parameters),
-            (
-                f"vgen {rewrite.rule}: one operator for all segments, where upstream splits by lengths read on the",
-                f"host ({file}:{rewrite.first_line}-{rewrite.last_line}).",
-            ),
-        )
+        passed = passed_on(fact.forward.parameters)
+        comment: tuple[str, ...]
+        match rewrite.rule:
+            case Rule.PACKED_ATTENTION:
+                self.runtime.add(PACKED_ATTENTION)
+                place = f"{_file(rewrite.span)}:{rewrite.first_line}-{rewrite.last_line}"
+                comment = (
+                    f"vgen {rewrite.rule}: one operator for all segments, where upstream splits by lengths read on the",
+                    f"host ({place}).",
+                )
+                owner = fact.forward.owner
+                function = packed_attention(
+                    self.source, self.trees, self.names, owner, rewrite.method, passed, comment
+                )
+            case Rule.GROUPED_ATTENTION:
+                assert fact.forward.grouped is not None
+                self.runtime.add(GROUPED_ATTENTION)
+                branch = fact.forward.grouped.branch
+                comment = (
+                    f"vgen {rewrite.rule}: one new token attends as it does in eager, by a branch that upstream leaves",
+                    f"out of graphs ({_file(branch)}:{branch.line}).",
+                )
+                function = grouped_attention(
+                    self.source, self.trees, self.names, fact.forward.grouped, passed, comment
+                )
+            case Rule.BRANCHLESS_CLAMP:
+                assert fact.forward.clamps is not None
+                comment = (
+                    f"vgen {rewrite.rule}: a choice, where upstream branches on values ({_file(rewrite.span)}:{rewrite.first_line}).",
+                )
+                function = branchless_clamp(self.source, self.trees, self.names, fact.forward.clamps, passed, comment)
+            case Rule.VALUE_LOOP:
+                assert fact.forward.loop is not None
+                self.runtime.add(LOOP)
+                place = f"{_file(rewrite.span)}:{rewrite.first_line}-{rewrite.last_line}"
+                comment = (f"vgen {rewrite.rule}: one operator, where upstream loops over values ({place}).",)
+                function = value_loop(self.source, self.trees, self.names, fact.forward.loop, comment)
+            case Rule.SIZE_DIVISION:
+                self.runtime.add(DIVIDE)
+                division = next(each for each in fact.forward.divisions if each.method == rewrite.method)
+                comment = (
+                    f"vgen {rewrite.rule}: a number, where upstream makes a tensor ({_file(rewrite.span)}:{rewrite.first_line}).",
+                )
+                function = size_division(self.source, self.trees, self.names, division, comment)
+            case _:
+                assert_never(rewrite.rule)
         return _code(function)
 
     def _region(self, region: Region) -> RegionText:
@@ -178,19 +231,22 @@ class _Writer:
         }
         if region.modality is Modality.TEXT and region.role is Role.ENCODER:
             flags["text"] = True
+        parts = dict.fromkeys(f'"{call.within}"' for call in region.hoisted if call.within)
+        inner = (f"inner=({', '.join(parts)},)",) if parts else ()
         block = ("per_instance=False",) if region.granularity is Granularity.BLOCK else ()
         return RegionText(
             tag=region.tag,
             role=region.role.name,
             contract=contract,
-            flags=(*(f"{name}=True" for name, on in flags.items() if on), *block),
+            flags=(*(f"{name}=True" for name, on in flags.items() if on), *inner, *block),
         )
 
     def _contract_entry(self, shape: ArgumentShape) -> str | None:
         if shape.is_python_int:
             self.runtime.add("size")
             return f"{shape.name}=size()"
-        if shape.dims is None:
+        if shape.dims is None or shape.is_tuple:
+            # What a contract doesn't name may change in every dimension.
             return None
         self.runtime.add("tensor")
         dims = ", ".join(f'"{dim}"' if isinstance(dim, str) else str(dim) for dim in shape.dims)
@@ -205,6 +261,10 @@ def _docstring(fact: ClassFact, region: Region | None) -> str | None:
     asked = region.role is Role.ENCODER and region.modality is not Modality.TEXT
     when = ", compiled if `compile_mm_encoder` is set" if asked else ""
     return f"{what}{when}. Upstream: {fact.span}."
+
+
+def _file(span: Span) -> str:
+    return span.file.rpartition("/")[2]
 
 
 def _import_line(imported: Import) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from ..verify.packages import digest
+from ..verify.results import Record
 from .catalogue import Failure
 from .facts import Hazard, Span
 from .kind import kind_of
 from .package import Package
 from .plan import Plan, Region
 from .source import PACKAGE, Source
+from .verified import State, Verified, verified
 
 
 class TypeState(StrEnum):
@@ -66,6 +69,8 @@ class Row:
     status: Status
     reason: str | None
     span: Span | None
+    verified: Verified | None = None
+    """What `vgen verify` found, if it ran."""
 
     @property
     def granularity(self) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ class Row:
 
     @property
     def dynamic(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(dim for region in self.regions for dim in region.dynamic_dims))
+        return tuple(dict.fromkeys(dim for region in self.regions for dim in region.dynamic))
 
     @property
     def hoisted(self) -> tuple[str, ...]:
@@ -86,6 +91,23 @@ class Report:
 
     transformers: str
     rows: tuple[Row, ...]
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether `vgen verify` has anything to say: else the report has no columns for it."""
+        return any(row.verified is not None for row in self.rows)
+
+    @property
+    def verification(self) -> tuple[tuple[str, int], ...]:
+        """How many packages are proved, and how many not and why."""
+        counted = Counter(row.verified.state for row in self.rows if row.verified is not None)
+        return tuple((state.value, counted[state]) for state in State if counted[state])
+
+    @property
+    def verified_with(self) -> tuple[str, ...]:
+        """The settings behind the figures."""
+        found = {row.verified.settings for row in self.rows if row.verified is not None}
+        return tuple(sorted(each for each in found if each is not None))
 
     @property
     def types(self) -> Mapping[str, int]:
@@ -129,12 +151,21 @@ class Report:
         return tuple(sorted(counted.items(), key=lambda each: (-each[1], each[0])))
 
 
-def make_report(source: Source, built: Iterable[Package | Failure]) -> Report:
-    """Put together what was built from `source`. Each package is let go of once its row is made."""
+def make_report(source: Source, built: Iterable[Package | Failure], record: Record = Record()) -> Report:  # noqa: B008
+    """Put together what was built from `source`, and what `record` says of it. Each package is let go of once its row is
+    made."""
     types: dict[str, list[str]] = {}
     for name, folder in sorted(source.folders.items()):
         types.setdefault(folder, []).append(name)
-    rows = {each.model: _row(each) for each in built if each.model in types}
+    rows, digests = {}, {}
+    for each in built:
+        if each.model in types:
+            rows[each.model] = _row(each)
+            if isinstance(each, Package):
+                digests[each.model] = digest({name: text.encode() for name, text in each.files.items()})
+    for model in digests:
+        found = verified(model, record, digests, source.version)
+        rows[model] = replace(rows[model], verified=found)
     rows |= {folder: _absent(source, folder) for folder in types if folder not in rows}
     made_in = {entry: row.model for row in rows.values() for entry in row.entries}
     listed = _listed(source)

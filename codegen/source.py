@@ -6,7 +6,9 @@ import ast
 import difflib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 
 from .errors import VgenError
 from .facts import Ref, Span
-from .files import Definition, Files, Import, SourceFile
+from .files import COPY, Definition, Files, Import, SourceFile
+from .local import Local
 from .memo import remembered
 
 __all__ = ["PACKAGE", "Definition", "Import", "Source", "SourceFile", "folder", "installed"]
@@ -25,13 +28,15 @@ PACKAGE = "transformers"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """A Transformers to read: `root` is the folder that holds the package, `version` what its metadata says.
+    """A Transformers to read: `root` is the folder that holds the package, `version` what its metadata says. With `local`, also
+    the files of one model outside of it.
 
     Compared by identity: what was read from one object is never taken for what another would read.
     """
 
     root: Path
     version: str
+    local: Local | None = None
     memo: dict[object, Any] = field(default_factory=dict, repr=False)
     _store: Files = field(default_factory=Files, repr=False)
     _files: dict[str, SourceFile | None] = field(default_factory=dict, repr=False)
@@ -41,7 +46,21 @@ class Source:
 
         The files that were read last are shared.
         """
-        return Source(root=self.root, version=self.version, _store=self._store)
+        return Source(root=self.root, version=self.version, local=self.local, _store=self._store)
+
+    def with_local(self, local: Local) -> Source:
+        """The same Transformers, with one model outside of it."""
+        return Source(root=self.root, version=self.version, local=local)
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Errors about the files of `local` name them as the user did."""
+        try:
+            yield
+        except VgenError as error:
+            if self.local is None:
+                raise
+            raise self.local.placed(error) from error
 
     @property
     def read(self) -> Mapping[str, str | None]:
@@ -61,14 +80,23 @@ class Source:
 
     def find_file(self, rel: str) -> SourceFile | None:
         if rel not in self._files:
-            self._files[rel] = self._store.read(self.root / rel, rel)
+            path = self._path(rel)
+            self._files[rel] = self._store.read(path, rel) if path is not None else None
         return self._files[rel]
+
+    def _path(self, rel: str) -> Path | None:
+        if not rel.startswith(f"{COPY}/"):
+            return self.root / rel
+        return self.local.path(rel) if self.local is not None else None
 
     def module_file(self, module: str) -> SourceFile | None:
         """The file of a dotted module of the package, or None for a module outside it."""
-        if module.partition(".")[0] != PACKAGE:
+        if module == COPY or module.startswith(f"{COPY}."):
+            path = COPY + module.removeprefix(COPY).replace(".", "/")
+        elif module.partition(".")[0] == PACKAGE:
+            path = module.replace(".", "/")
+        else:
             return None
-        path = module.replace(".", "/")
         return self.find_file(f"{path}.py") or self.find_file(f"{path}/__init__.py")
 
     def resolve(self, name: str, file: SourceFile, *, _seen: frozenset[tuple[str, str]] = frozenset()) -> Ref | None:
@@ -81,6 +109,8 @@ class Source:
         imported = file.imports.get(name)
         if imported is not None and imported.name is not None:
             # `from . import x` may bind a module; only definitions are asked for here.
+            if imported.module == PACKAGE:
+                return self.public(imported.name)
             target = self.module_file(imported.module)
             return self.resolve(imported.name, target, _seen=_seen | {key}) if target is not None else None
         for module in file.star_imports:
@@ -88,6 +118,21 @@ class Source:
             found = self.resolve(name, target, _seen=_seen | {key}) if target is not None else None
             if found is not None:
                 return found
+        return None
+
+    @remembered
+    def public(self, name: str) -> Ref | None:
+        """What `from transformers import name` gives. Models are found by their text: to follow the imports would be to read
+        every model there is."""
+        file = self.file(f"{PACKAGE}/__init__.py")
+        imported = file.imports.get(name)
+        if imported is not None and imported.name is not None and imported.module != PACKAGE:
+            target = self.module_file(imported.module)
+            return self.resolve(imported.name, target) if target is not None else None
+        pattern = re.compile(rf"^class {re.escape(name)}\b".encode(), re.MULTILINE)
+        for path in sorted((self.root / PACKAGE / "models").glob("*/*.py")):
+            if path.name.startswith(("modeling_", "configuration_")) and pattern.search(path.read_bytes()):
+                return Ref(file=path.relative_to(self.root).as_posix(), name=name)
         return None
 
     def definition(self, ref: Ref) -> Definition:
@@ -136,7 +181,16 @@ class Source:
         raise VgenError("unknown-model", f"Transformers {self.version} has no model '{name}'.", hint=hint)
 
     def modeling_file(self, model: str) -> SourceFile:
+        if self.local is not None:
+            return self.file(f"{COPY}/{self.local.main}")
         return self.file(f"{PACKAGE}/models/{model}/modeling_{model}.py")
+
+    def entry_files(self, model: str) -> tuple[SourceFile, ...]:
+        """The files whose models a package offers, the modeling file first: of a model outside of Transformers every file, for
+        its parts have files of their own."""
+        main = self.modeling_file(model)
+        names = sorted(self.local.files) if self.local is not None else ()
+        return (main, *(file for name in names if (file := self.file(f"{COPY}/{name}")) is not main))
 
     def size(self, model: str) -> int:
         """The length of a model's modeling file in bytes, without reading it."""

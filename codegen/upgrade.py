@@ -11,7 +11,7 @@ from .compare import Drift, DriftKind
 from .errors import VgenError
 from .facts import Span
 from .lock import LOCK_NAME
-from .package import Package
+from .package import Options, Package
 from .semantic import Change, Effect, Kind, changes
 from .source import Source
 
@@ -52,13 +52,19 @@ def resolve(models: Sequence[str], old: Source, new: Source) -> tuple[str, ...]:
 
 
 def upgrades(
-    models: Sequence[str], old: Source, new: Source, step: Callable[[str], None] = lambda model: None
+    models: Sequence[str],
+    old: Source,
+    new: Source,
+    options: Options | None = None,
+    step: Callable[[str], None] = lambda model: None,
 ) -> Iterator[Upgrade]:
-    """The models that changed, in the order given. `step` is told each model as it is built, of either release."""
+    """The models that changed, in the order given, both built with the same options. `step` is told each model as it is built, of either release."""
     had, has = frozenset(old.models()), frozenset(new.models())
     # One release after the other: both at once would be twice the processes and twice the memory.
-    before = {each.model: each for each in all_packages(old, [model for model in models if model in had], step=step)}
-    after = all_packages(new, [model for model in models if model in has], step=step)
+    before = {
+        each.model: each for each in all_packages(old, [model for model in models if model in had], options, step=step)
+    }
+    after = all_packages(new, [model for model in models if model in has], options, step=step)
     for model in models:
         was, now = before.get(model), next(after) if model in has else None
         found = Upgrade(model=model, changes=_changes(model, was, now), drifts=_drifts(was, now))

@@ -1,20 +1,20 @@
 """What `vgen vet` says of a model: its hazards, what became of each in the plan, and what its author can do about them.
 
-Pure but for `model_of`: from facts to findings. How they are shown is `codegen.show.vet`'s.
+From facts to findings. How they are shown is `codegen.show.vet`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from .errors import VgenError
+from .analyze.model import analyze
 from .facts import Hazard, HazardKind, HazardLevel, ModelFacts, Ref, Span
+from .files import COPY
+from .package import Options
 from .plan import Granularity, Plan, make_plan
-from .source import PACKAGE, Source
+from .target import Target
 
 BLOCKS = "block granularity"
 """What resolves the hazards that lie between the blocks: there the model runs as it did before."""
@@ -94,35 +94,28 @@ def unresolved(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(finding for finding in found if finding.resolved_by is None)
 
 
-def is_path(name: str) -> bool:
-    """Whether an argument names a file, rather than a model."""
-    return name.endswith(".py") or "/" in name or "\\" in name
-
-
-def model_of(name: str, source: Source) -> str:
-    """The model that an argument names, by its type, its folder, or the path of its modeling file.
+def vet(target: Target, options: Options) -> tuple[Finding, ...]:
+    """The findings of what an argument names, of what a build with these options compiles; in files outside of Transformers with
+    their whole paths.
 
     Raises:
-        VgenError: `unknown-model`, `missing-file`, or `not-a-modeling-file` where the path isn't that of a modeling file
-            of `source`.
+        VgenError: As `findings`, and where the source can't be read.
     """
-    if not is_path(name):
-        return source.resolve_model(name)
-    path = Path(name)
-    if not path.is_file():
-        raise VgenError("missing-file", f"{name} is no file.", hint="Name a modeling file, or a model such as qwen2.")
-    try:
-        rel = path.resolve().relative_to(source.root.resolve()).as_posix()
-    except ValueError:
-        rel = ""
-    match = re.fullmatch(rf"{PACKAGE}/models/(\w+)/modeling_\1\.py", rel)
-    if match is None:
-        raise VgenError(
-            "not-a-modeling-file",
-            f"{name} isn't the modeling file of a model of the Transformers in {source.root}.",
-            hint="Name the tree that it is part of with --transformers.",
-        )
-    return match[1]
+    source = target.source
+    with source.placed():
+        facts = analyze(source, target.model, options.decided(target.model))
+        found = findings(facts, options.granularity_of(target.model))
+    if source.local is None:
+        return found
+    places = [
+        source.local.path(finding.span.file) if finding.span.file.startswith(COPY) else None for finding in found
+    ]
+    return tuple(
+        dataclasses.replace(finding, span=dataclasses.replace(finding.span, file=place.as_posix()))
+        if place
+        else finding
+        for finding, place in zip(found, places, strict=True)
+    )
 
 
 def _reach(facts: ModelFacts, roots: Iterable[Ref]) -> frozenset[Ref]:

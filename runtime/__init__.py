@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .attention import packed_attention
     from .check import require_upstream
-    from .children import child_from_config
+    from .children import child_class, child_from_backbone, child_from_config, child_from_pretrained
     from .contract import Contract, size, tensor
     from .counting import RegionCounters, counters, reset_counters
     from .errors import (
         ArchitectureError,
+        ArtifactError,
         EncoderNotFoundError,
         LockError,
         ModelNotBuiltError,
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
         UpstreamChangedError,
         VgenRuntimeError,
     )
+    from .grouped import grouped_attention
     from .loader import load
+    from .loops import loop_over_values
     from .region import Compiled, Region, Role
     from .settings import Options, current_options, options
+    from .sizes import divide_size
     from .upstream import AsUpstream
 
 _MODULES = {
     "ArchitectureError": "errors",
+    "ArtifactError": "errors",
     "AsUpstream": "upstream",
     "Compiled": "region",
     "Contract": "contract",
@@ -42,10 +47,16 @@ _MODULES = {
     "Role": "region",
     "UpstreamChangedError": "errors",
     "VgenRuntimeError": "errors",
+    "child_class": "children",
+    "child_from_backbone": "children",
     "child_from_config": "children",
+    "child_from_pretrained": "children",
     "counters": "counting",
     "current_options": "settings",
+    "divide_size": "sizes",
+    "grouped_attention": "grouped",
     "load": "loader",
+    "loop_over_values": "loops",
     "options": "settings",
     "packed_attention": "attention",
     "require_upstream": "check",
@@ -56,6 +67,7 @@ _MODULES = {
 
 __all__ = [
     "ArchitectureError",
+    "ArtifactError",
     "AsUpstream",
     "Compiled",
     "Contract",
@@ -69,10 +81,16 @@ __all__ = [
     "Role",
     "UpstreamChangedError",
     "VgenRuntimeError",
+    "child_class",
+    "child_from_backbone",
     "child_from_config",
+    "child_from_pretrained",
     "counters",
     "current_options",
+    "divide_size",
+    "grouped_attention",
     "load",
+    "loop_over_values",
     "options",
     "packed_attention",
     "require_upstream",

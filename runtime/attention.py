@@ -20,7 +20,7 @@ except ImportError:
 # Arguments of upstream's sdpa_attention_forward that change what it computes. It ignores others.
 _CHANGES_RESULT = ("softcap", "position_bias", "cache", "attention_mask", "is_causal")
 
-_AUTOGRAD = reduce(
+AUTOGRAD = reduce(
     or_,
     (
         torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
@@ -28,8 +28,13 @@ _AUTOGRAD = reduce(
     ),
 )
 
+# Segments of at most this many tokens are attended to by a kernel of ours; one segment of at least so many by PyTorch's
+# dense attention. Dense kernels are set up for each size anew, which pays where attention takes long.
+_SHORT = 128
+_LONG = 2048
+
 # Named after the package, so that a standalone copy of the runtime registers operators of its own.
-_NAMESPACE = (__package__ or "vgen.runtime").replace(".", "_")
+NAMESPACE = (__package__ or "vgen.runtime").replace(".", "_")
 
 
 def packed_attention(
@@ -82,8 +87,13 @@ def packed_attention(
         # Any upper bound of the segment lengths will do, and the total needs no synchronisation with the GPU.
         bound = query.shape[2] if max_seqlen is None else max_seqlen
         q, k, v = (each.squeeze(0).transpose(0, 1) for each in (query, key, value))
+        # Upstream's helpers make int32: no copy then.
         cu = cu_seqlens.to(torch.int32)
-        out: torch.Tensor = varlen_attn(q, k, v, cu, cu, bound, bound, scale=scaling)
+        out: torch.Tensor
+        if torch.is_grad_enabled():
+            out = varlen_attn(q, k, v, cu, cu, bound, bound, scale=scaling)
+        else:
+            out = _packed_flash(q, k, v, cu, bound, scaling)
         return out.unsqueeze(0)
     packed: torch.Tensor = _packed_sdpa(query, key, value, cu_seqlens, scaling, grouped)
     return packed
@@ -141,7 +151,48 @@ def _segments(
     return torch.cat(outputs, dim=1)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::packed_sdpa", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::packed_flash", mutates_args=())
+def _packed_flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """The fastest kernel for what the host knows of the segments: (seq_len, heads, head_dim) in and out, no gradients."""
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if max_seqlen <= _SHORT:
+        from .segment_kernel import attend_segments
+
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        attend_segments(query, key, value, cu_seqlens, max_seqlen, scale, out)
+        return out
+    if cu_seqlens.shape[0] == 2 and query.shape[0] >= _LONG:
+        # One segment is dense attention, for which cuDNN has a kernel of this GPU's own.
+        q, k, v = (each.transpose(0, 1).unsqueeze(0) for each in (query, key, value))
+        dense = scaled_dot_product_attention(q, k, v, scale=scaling)
+        return out.copy_(dense.squeeze(0).transpose(0, 1))
+    assert varlen_attn is not None
+    packed: torch.Tensor = varlen_attn(
+        query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling
+    )
+    return packed
+
+
+@_packed_flash.register_fake
+def _packed_flash_fake(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::packed_sdpa", mutates_args=())
 def _packed_sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -166,7 +217,7 @@ def _packed_sdpa_fake(
     return query.new_empty(batch, seq_len, heads, value.shape[-1])
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::packed_sdpa_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::packed_sdpa_backward", mutates_args=())
 def _packed_sdpa_backward(
     grad: torch.Tensor,
     query: torch.Tensor,
@@ -179,7 +230,7 @@ def _packed_sdpa_backward(
     lengths = cu_seqlens.diff().tolist()
     # The forward again, so that the backward is that of the kernel it picks, to the bit. Inside an operator autograd's
     # keys are excluded from dispatch; torch.func, which would get around that, can't run inside a TorchDispatchMode.
-    exclude = torch._C._dispatch_tls_local_exclude_set() - _AUTOGRAD
+    exclude = torch._C._dispatch_tls_local_exclude_set() - AUTOGRAD
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), exclude), torch.enable_grad():
         q, k, v = (each.detach().requires_grad_() for each in (query, key, value))
         grads = torch.autograd.grad(_segments(q, k, v, lengths, scaling, grouped), (q, k, v), grad)

@@ -1,10 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings caches into the one layout that a decode step leaves them in."""
+"""What caches hold, and the one layout that a decode step leaves it in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers.cache_utils import DynamicCache, DynamicLayer
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticLayer
+
+
+def key_value_states(cache: Cache) -> Iterator[torch.Tensor]:
+    """The keys and values that a static or growing cache holds, each (batch, heads, kv_length, head_dim)."""
+    if isinstance(cache, EncoderDecoderCache):
+        yield from key_value_states(cache.self_attention_cache)
+        yield from key_value_states(cache.cross_attention_cache)
+        return
+    for layer in cache.layers:
+        if isinstance(layer, StaticLayer | DynamicLayer) and layer.is_initialized:
+            yield from (each for each in (layer.keys, layer.values) if isinstance(each, torch.Tensor))
 
 
 def make_contiguous(arguments: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the installed Transformers is the one that a generated package was built from.
+"""Whether the installed Transformers is the one that a generated package was built from, and its copies what was read.
 
 Generated packages call this first, so it reads files and imports neither torch nor Transformers.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .digest import bytes_digest, definitions
 from .errors import UpstreamChangedError
-from .lock import LOCK_NAME, read_lock
+from .lock import COPIES, LOCK_NAME, Lock, read_lock
 
 
 def require_upstream(package_name: str, package_file: str) -> None:
@@ -23,13 +23,17 @@ def require_upstream(package_name: str, package_file: str) -> None:
 
     Raises:
         LockError: `vgen.lock` is missing or broken.
-        UpstreamChangedError: Transformers isn't installed, or definitions in it changed, were moved or were removed.
+        UpstreamChangedError: Transformers isn't installed, or definitions in it changed, were moved or were removed; or a
+            copy of a model's own files isn't as the build read it.
     """
-    lock = read_lock(Path(package_file).with_name(LOCK_NAME))
+    folder = Path(package_file).parent
+    lock = read_lock(folder / LOCK_NAME)
+    _require_copies(package_name, folder, lock)
     root = _site()
     if root is None:
+        whose = "" if lock.copies else "Transformers' "
         raise UpstreamChangedError(
-            f"{package_name} holds subclasses of Transformers' {lock.model} classes, but the package transformers "
+            f"{package_name} holds subclasses of {whose}{lock.model} classes, but the package transformers "
             f"isn't installed: `pip install transformers=={lock.transformers}` installs the version it was built from."
         )
     changed: list[str] = []
@@ -43,8 +47,22 @@ def require_upstream(package_name: str, package_file: str) -> None:
     if changed:
         raise UpstreamChangedError(
             f"{package_name} was built from Transformers {lock.transformers}, and definitions that it relies on are "
-            f"different in the installed one: {'; '.join(changed)}. Run `vgen build {lock.model}` to build it again "
+            f"different in the installed one: {'; '.join(changed)}. Run `{lock.command(folder)}` to build it again "
             f"and review the diff, or `pip install transformers=={lock.transformers}`."
+        )
+
+
+def _require_copies(package_name: str, folder: Path, lock: Lock) -> None:
+    changed = [
+        f"{path} ({'is gone' if data is None else 'is different'})"
+        for path, expected in sorted((folder / COPIES / name, each) for name, each in lock.copies.items())
+        if (data := _read(path)) is None or bytes_digest(data) != expected
+    ]
+    if changed:
+        raise UpstreamChangedError(
+            f"{package_name} runs copies of the files that were read when it was built, and these aren't what was read: "
+            f"{', '.join(changed)}. Restore them from version control, or run `{lock.command(folder)} --force` and review "
+            f"the diff."
         )
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles cores: `torch.compile` with the settings under which one graph serves all sizes."""
 
+import builtins
 import inspect
-from collections.abc import Callable, Iterator
+import logging
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +16,11 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from .constant_sizes import constant_sizes
 from .counting import tally
+from .decode_passes import attend_in_parts, multiply_rows
+from .graph_passes import align_matrices, flatten_patch_convolutions
+from .kernels import SETTINGS
 from .settings import Options
 
 # What compiling raises where a core can't be captured. Errors from running what was compiled are others.
@@ -26,13 +33,22 @@ SHARED_LIMIT = 1024
 
 # Torch 2.11's Inductor decides by the sizes at hand whether to pad a matrix product, and guards on the answer: a vision
 # encoder compiled anew for small images, and again for larger ones after them (_inductor/fx_passes/pad_mm.py). So it is
-# decided here: always where many rows meet odd widths, never where one row does, as in a decode step.
+# decided here: always where many rows meet odd widths, never where one row does, as in a decode step. Without gradients
+# `graph_passes` does it better on a GPU: Inductor copies the weights in every call.
 _PADDED: dict[str, Any] = {"force_shape_pad": True}
 _UNPADDED: dict[str, Any] = {"shape_padding": False}
 
 _IS_ISOLATING = {"isolate_recompiles", "recompile_limit"} <= inspect.signature(torch.compile).parameters.keys()
 
+# Loggers stay silent in a graph, and don't break it. Transformers gives them methods of its own.
+_LOGGING = frozenset(
+    method
+    for name in ("debug", "info", "warning", "error", "info_once", "warning_once", "warning_advice")
+    if (method := getattr(logging.Logger, name, None)) is not None
+)
+
 _dynamo = torch._dynamo.config
+_IGNORED = "ignore_logging_functions" if hasattr(_dynamo, "ignore_logging_functions") else "ignore_logger_methods"
 _shapes = torch.fx.experimental._config
 
 
@@ -41,12 +57,14 @@ class CountingBackend:
 
     def __init__(self, tag: str, options: Options, *, is_padded: bool) -> None:
         self.graphs = 0
+        self.constants: dict[str, dict[int, int]] = {}
         self._tag = tag
         self._backend = _resolve(options, is_padded)
 
     def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
         # Counted when it is done: Dynamo may stop the backend to trace once more.
         compiled: Callable[..., Any] = self._backend(graph, example_inputs)
+        self.constants = constant_sizes(graph)
         self.graphs += 1
         tally(self._tag).graphs += 1
         return compiled
@@ -54,6 +72,9 @@ class CountingBackend:
 
 class CompiledCore:
     """The compiled form of one variant of a core.
+
+    Attributes:
+        pinned: Sizes that the contract has as dynamic, and that the graph holds for alone, by argument and dimension.
 
     Args:
         core: A plain function of a module and keyword arguments.
@@ -67,7 +88,9 @@ class CompiledCore:
         self, core: Callable[..., Any], *, tag: str, options: Options, is_shared: bool, is_padded: bool = False
     ) -> None:
         self.backend = CountingBackend(tag, options, is_padded=is_padded)
+        self.pinned: dict[tuple[str, int], int] = {}
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
+        self._has_fixed_floats = not is_shared
         keywords: dict[str, Any] = (
             {"isolate_recompiles": True, "recompile_limit": self._limit} if _IS_ISOLATING else {}
         )
@@ -79,16 +102,81 @@ class CompiledCore:
         Raises:
             COMPILE_ERRORS: It can't be compiled. Nothing ran then.
         """
-        with _settings(self._limit):
+        with _settings(self._limit, has_fixed_floats=self._has_fixed_floats):
             return self._compiled(module, **arguments)
+
+    def pin(self, dynamic: Iterable[tuple[str, int]]) -> None:
+        """Note which of these dimensions, by argument and index, have one size in what was compiled."""
+        for name, dim in dynamic:
+            for source in (f"L['{name}']", f"L['kwargs']['{name}']"):
+                size = self.backend.constants.get(source, {}).get(dim)
+                if size is not None:
+                    self.pinned[name, dim] = size
+
+    def is_for(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a call has the sizes that are pinned."""
+        return all(arguments[name].shape[dim] == size for (name, dim), size in self.pinned.items())
+
+
+def ahead_of_time(
+    core: Callable[..., Any],
+    module: torch.nn.Module,
+    arguments: dict[str, Any],
+    *,
+    options: Options,
+    is_padded: bool,
+    keeps: Callable[[Any], bool],
+) -> Any:
+    """Compile a core for calls like this one, in a form that can be saved. Nothing runs.
+
+    Args:
+        core: A plain function of a module and keyword arguments.
+        module: Its module.
+        arguments: Its arguments by name.
+        options: The mode; the backend is Inductor.
+        is_padded: See `CompiledCore`.
+        keeps: Of one of Dynamo's guards, whether it stays in force.
+
+    Returns:
+        PyTorch's AOTCompiledFunction.
+    """
+    import torch._inductor
+
+    found: dict[str, Any] = dict(torch._inductor.list_mode_options(options.mode)) if options.mode else {}
+    found |= (_PADDED if is_padded else _UNPADDED) | SETTINGS
+    found["guard_filter_fn"] = lambda entries: [keeps(each) for each in entries]
+    changes: dict[str, Any] = {
+        "enable_aot_compile": True,
+        # Where `torch.compile` would find a float constant at its second look, this API gives up.
+        "specialize_float": True,
+        # Guards are rebuilt where the artifact is loaded, and there may be no C++ compiler.
+        "enable_cpp_symbolic_shape_guards": False,
+    }
+    with _settings(VARIANT_LIMIT, has_fixed_floats=True), _dynamo.patch(changes):
+        compiled: Any = torch.compile(_with_builtins(core), fullgraph=True, dynamic=True, options=found)
+        return compiled.aot_compile(((module,), arguments))
+
+
+def _with_builtins(core: Any) -> Callable[..., Any]:
+    """The same function with the built-in names among its globals: torch 2.11 looks for what a form refers to there alone."""
+    scope = vars(builtins) | core.__globals__
+    copy = types.FunctionType(core.__code__, scope, core.__name__, core.__defaults__, core.__closure__)
+    copy.__kwdefaults__ = core.__kwdefaults__
+    return copy
 
 
 @contextmanager
-def _settings(limit: int) -> Iterator[None]:
+def _settings(limit: int, *, has_fixed_floats: bool) -> Iterator[None]:
     """Dynamo's settings for cores, in force for every call because any call may compile.
 
     - No duck shaping: two dimensions that happen to be equal in the first call aren't taken for one.
     - Guards on the hooks of submodules, which Dynamo leaves out by default: a hook added later takes effect.
+    - What upstream logs while it is traced is left out.
+    - Recurrent layers, which Dynamo leaves out by default, are captured, as the operators that they are.
+    - Floats are constants (`has_fixed_floats`): those of a model's own, such as an attention's scale, don't change, and
+      those among arguments belong to a variant. As inputs, which they are by default with dynamic shapes, those that
+      are no factor of a tensor make Inductor give up halfway, and Dynamo trace everything once more. Layers that share
+      what is compiled may differ in them.
 
     Settings are read and set one by one: `config.patch` takes several times as long. One that has its value already is
     left alone, so that calls in several threads don't restore each other's settings where these are process-wide.
@@ -101,6 +189,16 @@ def _settings(limit: int) -> Iterator[None]:
         if _dynamo.skip_nnmodule_hook_guards:
             changes.append((_dynamo, "skip_nnmodule_hook_guards", True))
             _dynamo.skip_nnmodule_hook_guards = False
+        ignored = getattr(_dynamo, _IGNORED)
+        if not ignored >= _LOGGING:
+            changes.append((_dynamo, _IGNORED, ignored))
+            setattr(_dynamo, _IGNORED, {*ignored, *_LOGGING})
+        if not _dynamo.allow_rnn:
+            changes.append((_dynamo, "allow_rnn", False))
+            _dynamo.allow_rnn = True
+        if has_fixed_floats and not _dynamo.specialize_float:
+            changes.append((_dynamo, "specialize_float", False))
+            _dynamo.specialize_float = True
         if not _IS_ISOLATING:
             # All instances and variants of a class count against the limit together.
             for name in ("recompile_limit", "accumulated_recompile_limit"):
@@ -119,13 +217,37 @@ def _settings(limit: int) -> Iterator[None]:
 
 def _resolve(options: Options, is_padded: bool) -> Callable[..., Any]:
     if options.backend == "inductor":
-        # What `torch.compile` itself makes of this name and a mode.
-        wrapper: Callable[..., Any] = torch._TorchCompileInductorWrapper(  # type: ignore[no-untyped-call]
-            options.mode, _PADDED if is_padded else _UNPADDED, True
-        )
-        return wrapper
+        return _Inductor(options.mode, has_gradients=torch.is_grad_enabled(), is_padded=is_padded)
     if isinstance(options.backend, str):
         from torch._dynamo.backends.registry import lookup_backend
 
         return lookup_backend(options.backend)
     return options.backend
+
+
+class _Inductor:
+    """What `torch.compile` itself makes of "inductor" and a mode, with the settings that suit the graph."""
+
+    def __init__(self, mode: str | None, *, has_gradients: bool, is_padded: bool) -> None:
+        self._mode = mode
+        self._has_gradients = has_gradients
+        self._is_padded = is_padded
+
+    def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        settings = _PADDED if self._is_padded else _UNPADDED
+        if not self._has_gradients and any(getattr(each, "is_cuda", False) for each in example_inputs):
+            flatten_patch_convolutions(graph)
+            if self._is_padded:
+                align_matrices(graph)
+                settings = _UNPADDED
+            else:
+                multiply_rows(graph)
+                attend_in_parts(graph)
+        wrapper = torch._TorchCompileInductorWrapper(self._mode, settings, True)  # type: ignore[no-untyped-call]
+        compiled: Callable[..., Any] = wrapper(graph, example_inputs)
+        return compiled
+
+
+def has_cuda_graphs(options: Options) -> bool:
+    """Whether the backend makes CUDA graphs of its own."""
+    return options.mode in ("reduce-overhead", "max-autotune")

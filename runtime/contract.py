@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
+from .caches import key_value_states
 from .describe import UndescribableError, describe, mode
 
 # Discrete parts of a call, in a form that can be a dictionary key. Its layout is an implementation detail.
@@ -65,6 +67,13 @@ class Contract:
         self._sizes = frozenset(name for name, each in arguments.items() if isinstance(each, Size))
 
     @property
+    def segment_bounds(self) -> dict[str, str]:
+        """Of each argument that bounds segment lengths (`max_window_seqlen`), the one that has the segments' ends
+        (`cu_window_seqlens`): upstream's names for the two."""
+        pairs = {name: f"cu_{name.removeprefix('max_')}s" for name in sorted(self._sizes) if name.startswith("max_")}
+        return {name: ends for name, ends in pairs.items() if ends in self._dims}
+
+    @property
     def arguments(self) -> dict[str, Dims | Size]:
         """The arguments as they were given, sizes last."""
         return {name: Dims(dims) for name, dims in self._dims.items()} | {name: Size() for name in sorted(self._sizes)}
@@ -75,8 +84,7 @@ class Contract:
         It has: train or eval; grad mode, inference mode and autocast; and for each argument whether it is None, its
         Python value, or the dtype, device, number of dimensions and static sizes of the tensor, and of each dynamic
         dimension whether its size is 0, 1 or more (PyTorch compiles these apart), and which dimensions of one name
-        aren't equal; for tuples, lists, dicts and caches
-        their structure and those of their elements.
+        aren't equal; for tuples, lists, dicts and caches their structure and those of their elements.
 
         Args:
             module: The region's module.
@@ -115,11 +123,34 @@ class Contract:
                     return Violation(f"{name} has {error}, which the contract can't describe")
         return tuple(parts)
 
+    def dynamic(self, arguments: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """The dimensions of tensors among the arguments that a graph should be able to take in any size, by argument and
+        index. Of size 0 and 1 each has graphs of its own."""
+        found = []
+        for name, value in arguments.items():
+            if isinstance(value, torch.Tensor):
+                dims = self._dims.get(name)
+                named = dims if dims is not None and len(dims) == value.ndim else ("",) * value.ndim
+                found += [
+                    (name, index) for index, dim in enumerate(named) if isinstance(dim, str) and value.shape[index] > 1
+                ]
+        return found
+
     def mark_static(self, arguments: Mapping[str, Any]) -> None:
-        """Tell Dynamo which dimensions are static, before it compiles a variant."""
-        for name, dims in self._dims.items():
-            value = arguments.get(name)
-            if isinstance(value, torch.Tensor) and value.ndim == len(dims):
-                for index, dim in enumerate(dims):
-                    if not isinstance(dim, str):
-                        torch._dynamo.mark_static(value, index)
+        """Tell Dynamo which dimensions are static, before it compiles a variant.
+
+        Of a cache those are the number of heads and their sizes: (batch, heads, kv_length, head_dim).
+        """
+        for name, value in arguments.items():
+            if isinstance(value, Cache):
+                # Where attention runs in a kernel of cuDNN, nothing else on Dynamo's way fixes them.
+                for states in key_value_states(value):
+                    if states.ndim == 4:
+                        torch._dynamo.mark_static(states, 1)
+                        torch._dynamo.mark_static(states, 3)
+            dims = self._dims.get(name)
+            if dims is None or not isinstance(value, torch.Tensor) or value.ndim != len(dims):
+                continue
+            for index, dim in enumerate(dims):
+                if not isinstance(dim, str):
+                    torch._dynamo.mark_static(value, index)

@@ -20,6 +20,9 @@ class RegionCounters:
         compiles: Calls in which something was compiled.
         graphs: Graphs that were handed to the backend.
         variants: Variants that were met first.
+        recordings: CUDA graphs that were recorded.
+        replays: Calls that replayed one.
+        loaded: Calls that a loaded artifact served.
         fallbacks: How many calls ran uncompiled, by reason.
     """
 
@@ -27,6 +30,9 @@ class RegionCounters:
     compiles: int
     graphs: int
     variants: int
+    recordings: int
+    replays: int
+    loaded: int
     fallbacks: Mapping[str, int]
 
 
@@ -38,6 +44,9 @@ class Tally:
     compiles: int = 0
     graphs: int = 0
     variants: int = 0
+    recordings: int = 0
+    replays: int = 0
+    loaded: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
 
 
@@ -72,6 +81,9 @@ def counters() -> dict[str, RegionCounters]:
                 compiles=each.compiles,
                 graphs=each.graphs,
                 variants=each.variants,
+                recordings=each.recordings,
+                replays=each.replays,
+                loaded=each.loaded,
                 fallbacks=MappingProxyType(dict(sorted(each.fallbacks.items()))),
             )
             for tag, each in sorted(_tallies.items())

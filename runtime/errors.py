@@ -31,3 +31,7 @@ class ModelNotBuiltError(VgenRuntimeError, ImportError):
 
 class ArchitectureError(VgenRuntimeError, ValueError):
     """A checkpoint's config doesn't say which Transformers class it is for."""
+
+
+class ArtifactError(VgenRuntimeError):
+    """An artifact is missing where one is required, or can't be read or loaded."""

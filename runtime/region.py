@@ -2,17 +2,27 @@
 """Regions: classes whose forward runs compiled, and what happens when it can't."""
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from enum import Enum
+from functools import cache, cached_property
 from typing import Any, Self
 
 import torch
 
+from .artifact import Call, Form, Forms
 from .caches import make_contiguous
-from .compiler import COMPILE_ERRORS, CompiledCore
+from .compiler import COMPILE_ERRORS, CompiledCore, has_cuda_graphs
 from .contract import Contract, Violation
 from .counting import record_fallback, tally
+from .cuda_graphs import GraphedCore, GraphStore
+from .generation import widen_mask
+from .limits import Limits
+from .memos import Memos
+from .prologue import Prologues, run
+from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
+from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
 MAX_VARIANTS = 64
@@ -31,11 +41,18 @@ class _Variants:
 
     def __init__(self) -> None:
         self.cores: dict[Hashable, CompiledCore] = {}
+        self.graphs = GraphStore()
         self.failures: dict[Hashable, str] = {}
+        self.forms = Forms()
+        self.runners: dict[CompiledCore | Form, CompiledCore | Form | GraphedCore] = {}
         # What is derived from the class and the config, once.
-        self.output_flags: tuple[str, ...] | None = None
+        self.recording: Recording | None = None
+        self.limits: Limits | None = None
+        self.memos: Memos | None = None
+        self.structure: Hashable = None
         self.rope: str | None = None
         self.is_rope_known = False
+        self.prologues = Prologues()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -72,8 +89,9 @@ class Region:
         packed_attention: The core calls `packed_attention`, so it compiles with sdpa and flash attention only.
         rotary: The core has rotary embeddings, which some configs rule out: see `rope_reason`.
         records_outputs: The core records hidden states or attentions by Transformers' hooks.
+        inner: The parts of the module whose own prologue calls are made in the region's.
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they
-            compile.
+            compile, those with weights of other shapes apart.
     """
 
     def __init__(
@@ -86,6 +104,7 @@ class Region:
         packed_attention: bool = False,
         rotary: bool = False,
         records_outputs: bool = False,
+        inner: tuple[str, ...] = (),
         per_instance: bool = True,
     ) -> None:
         self.tag = tag
@@ -95,6 +114,7 @@ class Region:
         self.packed_attention = packed_attention
         self.rotary = rotary
         self.records_outputs = records_outputs
+        self.inner = inner
         self.per_instance = per_instance
         self._shared: dict[tuple[type, Options], _Variants] = {}
 
@@ -124,6 +144,11 @@ class Region:
         record_fallback(self.tag_of(module), reason)
         return False
 
+    def prologue(self, module: Any, kwargs: dict[str, Any], **reads: Any) -> dict[str, Any]:
+        """The core's arguments that `module.prologue` computes from values: see `prologue.run`."""
+        own: _Variants = module.__dict__["_vgen_variants"]
+        return run(own.prologues, module, self.contract, reads, kwargs, self.inner)
+
     def __call__(self, module: Any, **arguments: Any) -> Any:
         """Run the core of a module compiled, or uncompiled where that isn't possible.
 
@@ -137,14 +162,38 @@ class Region:
         tag = self.tag_of(module)
         count = tally(tag)
         count.calls += 1
-        if self.records_outputs and not module.__dict__.get("_output_capturing_hooks_installed"):
-            _install_output_hooks(module, arguments)
         if self.per_instance:
             make_contiguous(arguments)
-        variant = self.contract.variant(module, arguments)
-        if isinstance(variant, Violation):
-            return self._uncompiled(module, arguments, variant.reason)
+            if self.role is not Role.ENCODER and module.vgen_options.cuda_graphs:
+                widen_mask(arguments)
+        own: _Variants = module.__dict__["_vgen_variants"]
+        form = own.forms.recall(module, arguments)
+        if form is not None:
+            count.loaded += 1
+            return self._run(module, own, form, arguments)
+        if own.recording is None:
+            own.recording = Recording(module)
+        if self.records_outputs:
+            own.recording.install(arguments)
+        is_hooked = own.recording.is_hooked
+        recorded = own.recording.reason() if is_hooked else None
+        if recorded is not None:
+            return self._uncompiled(module, arguments, recorded)
+        if not self.on_request and arguments.get("attention_mask", module) is None and _is_bidirectional(module):
+            return self._uncompiled(module, arguments, _BIDIRECTIONAL)
+        described = self.contract.variant(module, arguments)
+        if isinstance(described, Violation):
+            return self._uncompiled(module, arguments, described.reason)
         variants = self._variants(module)
+        if variants.limits is None:
+            variants.limits = Limits(module, _config(module))
+        described = (described, variants.limits.sides(arguments))
+        call = Call(tag=tag, contract=self.contract, variant=described, is_padded=self.on_request)
+        form = own.forms.find(module, call, arguments)
+        if form is not None:
+            count.loaded += 1
+            return self._run(module, own, form, arguments)
+        variant = (described, is_hooked, None if self.per_instance else _structure(module))
         failure = variants.failures.get(variant)
         if failure is not None:
             return self._uncompiled(module, arguments, failure)
@@ -153,30 +202,73 @@ class Region:
             if len(variants.cores) >= MAX_VARIANTS:
                 return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments)
-            options: Options = module.vgen_options
-            core = CompiledCore(
-                type(module).core,
-                tag=tag,
-                options=options,
-                is_shared=not self.per_instance,
-                is_padded=self.on_request,
-            )
-            core = variants.cores.setdefault(variant, core)
+            _compute_cached(module)
+            core = variants.cores.setdefault(variant, self._compiled(module, is_hooked=is_hooked))
             count.variants += 1
+        elif core.pinned and not core.is_for(arguments):
+            return self._uncompiled(module, arguments, _pinned(core))
         graphs = core.backend.graphs
+        watched = not graphs and torch.is_inference_mode_enabled()
+        buffers = dict(module.named_buffers()) if watched else {}
         try:
-            return core(module, arguments)
+            result = self._run(module, variants, core, arguments)
         except COMPILE_ERRORS as error:
             failure = _one_line(error)
+        else:
+            for name in _put_back(module, buffers):
+                variants.failures[variant] = f"its graph puts a tensor of inference mode in place of its buffer {name}"
+            return result
         finally:
             if core.backend.graphs != graphs:
                 count.compiles += 1
+                core.pin(self.contract.dynamic(arguments))
         # Outside of the handler, so that an error of upstream's comes without Dynamo's as its context. If there is
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
         result = module.core(**arguments)
         variants.failures[variant] = failure
         record_fallback(tag, failure)
         return result
+
+    def _compiled(self, module: Any, *, is_hooked: bool) -> CompiledCore:
+        options: Options = module.vgen_options
+        if self.on_request and options.backend == "inductor" and not torch.is_grad_enabled():
+            align_rows(module)
+        core = type(module).core
+        return CompiledCore(
+            unrecorded(core) if is_hooked else core,
+            tag=self.tag_of(module),
+            options=options,
+            is_shared=not self.per_instance,
+            is_padded=self.on_request,
+        )
+
+    def _run(self, module: Any, variants: _Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:
+        """Run a core, from its CUDA graphs where it has some."""
+        runner = variants.runners.get(core)
+        if runner is None:
+            runner = variants.runners.setdefault(core, self._replayed(module, variants, core))
+        own: _Variants = module.__dict__["_vgen_variants"]
+        if own.memos is None:
+            own.memos = Memos(module)
+        own.memos.forget()
+        try:
+            return runner(module, arguments)
+        finally:
+            own.memos.forget()
+
+    def _replayed(
+        self, module: Any, variants: _Variants, core: CompiledCore | Form
+    ) -> CompiledCore | Form | GraphedCore:
+        options: Options = module.vgen_options
+        if not options.cuda_graphs or not self.per_instance or torch.is_grad_enabled() or has_cuda_graphs(options):
+            return core
+        return GraphedCore(
+            core,
+            tag=self.tag_of(module),
+            contract=self.contract,
+            is_packed=self.packed_attention,
+            store=variants.graphs,
+        )
 
     def _uncompiled(self, module: Any, arguments: dict[str, Any], reason: str) -> Any:
         record_fallback(self.tag_of(module), reason)
@@ -209,6 +301,53 @@ class Region:
         return None
 
 
+# Without a mask, sdpa takes the attention's word in eager. While traced, masking_utils makes a causal mask all the same.
+_BIDIRECTIONAL = "without a mask, use_bidirectional_attention has no effect in a graph"
+
+
+def _structure(module: Any) -> Hashable:
+    """What tells the layers of one class apart where they share what they compile: the shapes of their weights."""
+    own: _Variants = module.__dict__["_vgen_variants"]
+    if own.structure is None:
+        own.structure = tuple((name, tuple(each.shape)) for name, each in module.named_parameters())
+    return own.structure
+
+
+def _compute_cached(module: Any) -> None:
+    """Compute the cached properties of a module and those below, once: Python 3.11 takes a lock for it, which no graph can."""
+    for part in module.modules():
+        cls: Any = type(part)
+        for name in _cached_properties(cls):
+            # What raises here raises where upstream's code reads it, if it does.
+            with suppress(Exception):
+                getattr(part, name)
+
+
+@cache
+def _cached_properties(cls: Any) -> tuple[str, ...]:
+    return tuple(
+        name for each in cls.__mro__ for name, value in vars(each).items() if isinstance(value, cached_property)
+    )
+
+
+def _put_back(module: Any, buffers: dict[str, torch.Tensor]) -> list[str]:
+    """Put back the buffers that a graph exchanged for tensors of inference mode, which no later training could use: where
+    upstream's code writes a buffer that it hasn't changed, a graph writes what it computes. Returns their names."""
+    found = []
+    for name, before in buffers.items():
+        owner, _, attribute = name.rpartition(".")
+        held = module.get_submodule(owner)._buffers
+        now = held.get(attribute)
+        if now is not None and now is not before and now.is_inference() and not before.is_inference():
+            held[attribute] = before
+            found.append(name)
+    return found
+
+
+def _is_bidirectional(module: Any) -> bool:
+    return bool(getattr(_config(module), "use_bidirectional_attention", False))
+
+
 def _config(module: Any) -> Any:
     """The config of a region's module: a layer has none of its own, but its attention has."""
     config = getattr(module, "config", None)
@@ -217,22 +356,12 @@ def _config(module: Any) -> Any:
     return next((each.config for each in module.modules() if getattr(each, "config", None) is not None), None)
 
 
-def _install_output_hooks(module: Any, arguments: dict[str, Any]) -> None:
-    """Install Transformers' recording hooks before a graph needs them: that takes a lock, which no graph can hold.
-
-    `capture_outputs` (transformers/utils/output_capturing.py) looks at the same arguments and config attributes.
-    """
-    own: _Variants = module.__dict__["_vgen_variants"]
-    if own.output_flags is None:
-        records = getattr(module, "_can_record_outputs", None) or {}
-        own.output_flags = tuple({f"output_{name}": None for name in (*records, "attentions")})
-    config = module.config
-    if any(arguments[flag] if flag in arguments else getattr(config, flag, False) for flag in own.output_flags):
-        from transformers.utils.output_capturing import maybe_install_capturing_hooks
-
-        maybe_install_capturing_hooks(module)
+def _pinned(core: CompiledCore) -> str:
+    names = ", ".join(f"{name}.shape[{dim}]" for name, dim in core.pinned)
+    return f"its graph holds for one {names} only: another would have to be compiled for each"
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return f"it can't be compiled: {type(error).__name__}: {next(filter(None, lines), 'no message')}"
+    # What a backend raised stands below the line that names the backend.
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.endswith("raised:")]
+    return f"it can't be compiled: {type(error).__name__}: {next(iter(lines), 'no message')}"

@@ -47,6 +47,7 @@ class OptionChanges(TypedDict, total=False):
     compile_mm_encoder: bool
     backend: Backend
     mode: str | None
+    cuda_graphs: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class Options:
         compile_mm_encoder: Also compile the encoders of multimodal models.
         backend: A name that `torch._dynamo.list_backends(None)` lists, or a callable.
         mode: An Inductor mode that `torch._inductor.list_mode_options()` lists; only with `backend="inductor"`.
+        cuda_graphs: On CUDA, outside of training, replay what is compiled from CUDA graphs: for each size that comes
+            again, and for padded sizes of small packed images.
 
     Raises:
         OptionsError: A value that isn't one of these.
@@ -67,9 +70,10 @@ class Options:
     compile_mm_encoder: bool = False
     backend: Backend = "inductor"
     mode: str | None = None
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("compile", "compile_mm_encoder"):
+        for name in ("compile", "compile_mm_encoder", "cuda_graphs"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionsError(f"The option {name} is True or False, not {getattr(self, name)!r}.")
         if isinstance(self.backend, str):

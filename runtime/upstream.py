@@ -4,6 +4,7 @@
 from typing import Any, Self
 
 from .encoders import require_encoder
+from .own_code import copy_code
 from .settings import CapturesOptions
 
 
@@ -35,6 +36,11 @@ class AsUpstream(CapturesOptions):
         own: Any = super()
         return bool((own if upstream is cls else upstream)._can_set_experts_implementation())
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """See `PreTrainedModel.save_pretrained`. A model whose config refers to code of its own gets that code beside it."""
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        copy_code(self, save_directory)
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """See `PreTrainedModel.from_pretrained`. The options of the moment are captured: see `options`.
@@ -46,6 +52,32 @@ class AsUpstream(CapturesOptions):
         # With `output_loading_info=True` it is a pair of the model and the info.
         require_encoder(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded  # type: ignore[no-any-return]
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        # Asked by `generate`, which compiles a model for static caches itself, unless its user says how.
+        from .generation import decodes_itself
+
+        own: Any = super()
+        if not own._valid_auto_compile_criteria(model_kwargs, generation_config):
+            return False
+        return generation_config.compile_config is not None or not decodes_itself(self, model_kwargs)
+
+    def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """See `create_masks_for_generate` in transformers/masking_utils.py: `generate` asks for a step's mask.
+
+        For a step that the decoder's region replays it is the mask of tokens as it is: the decoder makes of it the same
+        mask as a part of what is replayed, where here it would be some dozens of kernels in every step.
+        """
+        from transformers.masking_utils import create_masks_for_generate
+
+        from .generation import decodes_itself
+
+        own = getattr(super(), "create_masks_for_generate", None)
+        embeds = kwargs.get("inputs_embeds")
+        if own is None and embeds is not None and embeds.shape[1] == 1:
+            if decodes_itself(self, kwargs):
+                return kwargs.get("attention_mask")
+        return (create_masks_for_generate if own is None else own)(*args, **kwargs)
 
 
 def _upstream(cls: type) -> Any:

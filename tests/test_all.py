@@ -242,10 +242,10 @@ def test_packages_that_stand_alone_have_their_runtime(place: Workplace) -> None:
 
 
 def test_a_defect_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    analyze: Callable[[Source, str], Any] = build.analyze
+    analyze: Callable[..., Any] = build.analyze
 
-    def failing(source: Source, model: str) -> Any:
-        return {}["nothing"] if model == "llama" else analyze(source, model)
+    def failing(source: Source, model: str, *decisions: Any) -> Any:
+        return {}["nothing"] if model == "llama" else analyze(source, model, *decisions)
 
     monkeypatch.setattr(build, "analyze", failing)
     found = workers.build_chunk(("llama", "qwen2"), installed(), Options(), None, lambda model, done: None)

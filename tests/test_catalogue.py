@@ -80,10 +80,10 @@ def test_most_entries_can_be_made(made: dict[str, Any]) -> None:
 
 
 def test_models_have_regions(made: dict[str, Any]) -> None:
-    """Where an entry could be made, a region is in it, but for models whose parts all depend on the config."""
+    """Where an entry could be made, a region is in one of them, if only in a part that another package builds."""
     without = [
         model
         for model, result in made.items()
         if "same" in result.get("entries", {}).values() and not result["regions"]
     ]
-    assert len(without) < 0.06 * len(made), without
+    assert without == []

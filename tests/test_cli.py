@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 
 from vgen import __version__, cli
 from vgen.codegen import build, output, rebuild
-from vgen.codegen.build import Package
 from vgen.codegen.errors import VgenError
 from vgen.codegen.facts import (
     ArgumentShape,
@@ -34,6 +33,7 @@ from vgen.codegen.facts import (
     Span,
 )
 from vgen.codegen.lock import Lock, digest, render_lock
+from vgen.codegen.package import Options, Package
 from vgen.codegen.plan import Carrier, Granularity, Plan, Region, Rewrite
 from vgen.codegen.source import Source
 
@@ -153,6 +153,7 @@ PLAN = Plan(
         Carrier(
             ref=ref("SampleModel"),
             init=ref("SampleModel"),
+            methods=(),
             base=None,
             exchanged=(child("visual", "SampleVision", 41),),
             reason="it makes SampleVision",
@@ -208,14 +209,9 @@ class Builds:
         self.body = "x = 1\n"
         self.calls: list[tuple[str, Granularity, bool]] = []
 
-    def generate(
-        self,
-        model: str,
-        source: Source,
-        *,
-        granularity: Granularity = Granularity.AUTO,
-        standalone: bool = False,
-    ) -> Package:
+    def generate(self, model: str, source: Source, options: Options | None = None) -> Package:
+        options = options or Options()
+        granularity, standalone = options.granularity, options.standalone
         self.calls.append((model, granularity, standalone))
         if model == "broken":
             raise VgenError("syntax", "Python can't parse this file.", span=at(7), hint="Correct the file.")
@@ -405,7 +401,7 @@ def test_a_broken_lock_is_an_error_that_says_what_to_do(run: Run, command: str) 
     message = " ".join(result.stderr.split())
     assert result.exit_code == 2
     assert "compiled/sample/vgen.lock:2: this lock file is broken" in message
-    assert "`vgen build sample --force`" in message
+    assert "`vgen build sample --out compiled --force`" in message
     assert tree(Path("compiled")) == before
     assert run("build", "sample", "--force").exit_code == 0
     assert run("check").exit_code == 0

@@ -55,6 +55,7 @@ SAMPLES: dict[str, tuple[str, list[tuple[HazardKind, HazardLevel]]]] = {
     "slice": ("return x[: n[0]] * 2", [(HazardKind.HOST_READ, WARNING)]),
     "arange": ("return torch.arange(n.sum()) * 2", [(HazardKind.HOST_READ, WARNING)]),
     "copy": ("return x.cpu() * 2", [(HazardKind.HOST_READ, NOTE)]),
+    "numpy": ("return torch.from_numpy(n.numpy()) * 2", [(HazardKind.HOST_READ, NOTE)]),
     "if": ("if mask.any():\n    return x * 2\nreturn x", [(HazardKind.DATA_BRANCH, ERROR)]),
     "if of a read": (
         "return x if n.max().item() > 2 else x * 2",
@@ -95,10 +96,13 @@ SAMPLES: dict[str, tuple[str, list[tuple[HazardKind, HazardLevel]]]] = {
     "where of one": ("return torch.where(mask)[0] + 1", [(HazardKind.DATA_SHAPE, WARNING)]),
     "repeats": ("return torch.repeat_interleave(n, n) + 1", [(HazardKind.DATA_SHAPE, WARNING)]),
     "repeats of known size": ("return torch.repeat_interleave(n, n, output_size=6) + n.repeat_interleave(2)", []),
+    "counts": ("return torch.bincount(n) + 1", [(HazardKind.DATA_SHAPE, WARNING)]),
+    "unique": ("return n.unique() + 1", [(HazardKind.DATA_SHAPE, WARNING)]),
     "one hot": ("return F.one_hot(n) * 2", [(HazardKind.DATA_SHAPE, ERROR)]),
     "mask index": ("return x[mask] * 2", [(HazardKind.MASK_INDEX, WARNING)]),
     "comparison index": ("return x[n[[0, 1, 2, 0, 1, 2]] > 1] * 2", [(HazardKind.MASK_INDEX, WARNING)]),
     "log": ("logger.warning('x')\nreturn x * 2", [(HazardKind.LOGGING, ERROR)]),
+    "log once": ("logger.warning_once('x')\nreturn x * 2", [(HazardKind.LOGGING, ERROR)]),
     "log at times": ("if x.shape[0] > 100:\n    logger.warning('x')\nreturn x * 2", [(HazardKind.LOGGING, WARNING)]),
     "warn": ("warnings.warn('x')\nreturn x * 2", [(HazardKind.LOGGING, ERROR)]),
     "not in a graph": (
@@ -200,6 +204,8 @@ NO_PROLOGUE = Forward(
     prologue=(),
     prologue_only=(),
     packed=None,
+    grouped=None,
+    clamps=None,
     span=Span(file="", line=0),
 )
 
@@ -281,6 +287,57 @@ def test_writes_to_the_module_are_warnings() -> None:
     assert [each.message for each in found] == [
         "`self.pos_encoding = …` changes the module while it runs: whatever reads it recompiles"
     ]
+
+
+WRITES = {
+    "an attribute": "self.seen = x.shape[0]",
+    "a sum": "self.seen += x.shape[0]",
+    "one of several": "self.seen, y = x.shape[0], x",
+    "of the config": "self.config.seen = x.shape[0]",
+    "of the config by another name": "config = self.config\nconfig.seen = x.shape[0]",
+    "by name": "setattr(self, 'seen', x.shape[0])",
+    "to a list": "self.kept.append(x.shape[0])",
+    "a buffer": "self.register_buffer('seen', x)",
+}
+READS_ONLY = {
+    "a name of its own": "config = self.config\nconfig = {}\nconfig['seen'] = 1",
+    "a list of its own": "kept = []\nkept.append(x)",
+    "another object": "x.seen = 1",
+    "what is read": "seen = self.config.seen\nseen = 2",
+}
+
+
+@pytest.mark.parametrize("body", [*WRITES.values(), *READS_ONLY.values()], ids=[*WRITES, *READS_ONLY])
+def test_writes_to_the_module_or_its_config(body: str) -> None:
+    text = f"def forward(self, x: torch.Tensor):\n{textwrap.indent(body, '    ')}\n    return x * 2"
+    node = ast.parse(text).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    found = [(each.kind, each.level) for each in scan(node).hazards]
+    assert found == ([(HazardKind.STATE_WRITE, WARNING)] if body in WRITES.values() else [])
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_to_the_module_is_captured_and_may_recompile(name: str, tmp_path: Path) -> None:
+    """So it is a warning: the graph is whole, but another call may need another one."""
+    path = tmp_path / "sample_writes.py"
+    forward = textwrap.indent(
+        f"def forward(self, x):\n{textwrap.indent(WRITES[name], '    ')}\n    return x * 2", "    "
+    )
+    init = "    def __init__(self):\n        super().__init__()\n        self.config, self.seen, self.kept = Config(), 0, []\n"
+    path.write_text(
+        f"import torch\n\nclass Config:\n    seen = 0\n\nclass Writes(torch.nn.Module):\n{init}\n{forward}\n"
+    )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch._dynamo.reset()
+    writes = module.Writes()
+    if name == "a buffer":
+        del writes.seen
+    x = torch.ones(3, 2)
+    assert torch.equal(torch.compile(writes, fullgraph=True, backend="eager")(x), x * 2)
 
 
 @pytest.mark.parametrize(

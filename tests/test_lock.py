@@ -111,7 +111,7 @@ def test_a_broken_lock_is_named_with_what_to_do(tmp_path: Path, before: str, aft
     assert raised.value.code == "broken-lock"
     assert message.startswith(str(path))
     assert words in message
-    assert message.endswith("or write the package again: `vgen build sample --force`.")
+    assert message.endswith(f"or write the package again: `vgen build sample --out {tmp_path} --force`.")
 
 
 def test_a_lock_that_isnt_text_or_isnt_there_is_broken(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_t
 
 def test_every_package_is_packaged() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
-    parts = (ROOT / name for name in ("codegen", "runtime"))
+    parts = (ROOT / name for name in ("artifacts", "codegen", "runtime", "verify"))
     folders = {path.parent.relative_to(ROOT) for part in parts for path in part.rglob("*.py")}
     found = {f"vgen.{folder.as_posix().replace('/', '.')}" for folder in folders}
     assert listed == found | {"vgen", "vgen.generated", "vgen.templates"}

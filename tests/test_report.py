@@ -22,7 +22,7 @@ from vgen.codegen.report import Report, Status, TypeState, make_report
 from vgen.codegen.show.report import TEMPLATES, cell, link, render
 from vgen.codegen.source import Source, installed
 
-BUILT = ("bart", "bert", "clip", "gpt2", "qwen2", "qwen2_5_vl", "superpoint", "t5", "vit", "whisper")
+BUILT = ("bart", "bert", "clip", "gpt2", "qwen2", "qwen2_5_vl", "dac", "t5", "vit", "whisper")
 """Enough of every kind; the rest of the catalogue then has no package and says so."""
 
 
@@ -115,7 +115,7 @@ def test_a_row_says_what_the_plan_has(report: Report) -> None:
     (row,) = (row for row in report.rows if row.model == "qwen2_5_vl")
     assert row.status is Status.BUILT
     assert {each.name: each.state for each in row.types}["qwen2_5_vl"] is TypeState.BUILT
-    assert row.rewrites == ("packed-attention",)
+    assert row.rewrites == ("packed-attention", "grouped-attention")
     assert "get_vision_position_ids" in row.hoisted
     assert {"seq_len", "batch_size"} <= set(row.dynamic)
 
@@ -221,9 +221,9 @@ def test_its_templates_are_no_part_of_locks() -> None:
 
 
 def test_a_model_that_cannot_be_built_does_not_stop_the_others(source: Source) -> None:
-    first, second = all_packages(source, ["superpoint", "vit"])
+    first, second = all_packages(source, ["dac", "vit"])
     assert isinstance(first, Failure)
-    assert first.span.file == "transformers/models/superpoint/modeling_superpoint.py"
+    assert first.span.file == "transformers/models/dac/modeling_dac.py"
     assert isinstance(second, Package)
     assert second.files == generate("vit", source).files
 
@@ -234,7 +234,7 @@ def test_a_model_that_cannot_be_built_does_not_stop_the_others(source: Source) -
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, packages: dict[str, Package | Failure]) -> None:
     """The command, without the minutes that a build of everything takes."""
-    monkeypatch.setattr(catalogue, "all_packages", lambda source, step: packages.values())
+    monkeypatch.setattr(catalogue, "all_packages", lambda source, options, step: packages.values())
 
 
 def run(*arguments: str) -> Result:

@@ -17,7 +17,8 @@ from upstreams import copy_upstream, edit_upstream
 from vgen.cli import cli
 from vgen.codegen.analyze.model import analyze
 from vgen.codegen.catalogue import Failure, all_packages
-from vgen.codegen.facts import ModelFacts
+from vgen.codegen.facts import ModelFacts, Role
+from vgen.codegen.package import Package
 from vgen.codegen.plan import Granularity, Plan, make_plan
 from vgen.codegen.semantic import Change, Effect, Kind, changes
 from vgen.codegen.source import Source, folder, installed
@@ -259,6 +260,7 @@ def test_a_wheel(tmp_path: Path) -> None:
     models = root / "transformers" / "models"
     with zipfile.ZipFile(wheel, "w") as archive:
         files = [*(root / "transformers").glob("*.py"), *(root / "transformers" / "utils").glob("*.py")]
+        files += (root / "transformers" / "integrations").glob("*.py")
         for path in (*files, *(models / "auto").glob("*.py"), *(models / "qwen2").glob("*.py")):
             archive.write(path, path.relative_to(root).as_posix())
         archive.writestr("../outside.py", "raise SystemExit")
@@ -316,8 +318,8 @@ def test_a_helper_became_hoistable_between_releases(releases: Callable[[str], Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["5.15.0", "5.20.0"])
-def test_older_releases_build(version: str, releases: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["5.15.0", "5.20.0", "5.24.0"])
+def test_other_releases_build(version: str, releases: Callable[[str], Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(releases(version)) as archive:
         archive.extractall(tmp_path, [name for name in archive.namelist() if name.endswith(".py")])
     source = folder(tmp_path)
@@ -325,3 +327,6 @@ def test_older_releases_build(version: str, releases: Callable[[str], Path], tmp
     built = list(all_packages(source))
     failed = [each for each in built if isinstance(each, Failure)]
     assert len(failed) <= 0.03 * len(built), [each.reason for each in failed]
+    # A release that renames what decoders are known by would make encoders of them.
+    regions = [region for each in built if isinstance(each, Package) for region in each.plan.regions]
+    assert sum(region.role is not Role.ENCODER for region in regions) >= 200

@@ -72,6 +72,14 @@ def test_the_level_decides_what_counts() -> None:
     assert vet("pixtral", "--granularity", "whole", "--level", "error").exit_code == 1
 
 
+@pytest.mark.parametrize("style", ["text", "json", "sarif", "github"])
+def test_every_format_ends_alike(style: str) -> None:
+    assert vet("lfm3_vl", "--format", style).exit_code == 1
+    assert vet("lfm3_vl", "--format", style, "--level", "error").exit_code == 0
+    assert vet("llama", "--format", style).exit_code == 0
+    assert vet("llama", "--format", style, "--level", "note").exit_code == 1
+
+
 def test_a_file_stands_for_its_model() -> None:
     path = installed().root / LFM3
     assert vet(str(path)).stdout == vet("lfm3_vl").stdout
@@ -95,8 +103,8 @@ def test_a_file_of_another_transformers(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nothing_like_it"], "has no model 'nothing_like_it'"),
-        (["./absent.py"], "./absent.py is no file."),
-        ([__file__], "isn't the modeling file of a model of the Transformers in"),
+        (["./absent.py"], "./absent.py doesn't exist. Name a modeling file"),
+        ([__file__], "This imports upstreams.py, which lies beside it, by an absolute name"),
         (["llama", "--level", "fatal"], "'fatal' is not one of"),
     ],
 )

@@ -69,6 +69,7 @@ ENTRIES = {
     "internvl": "InternVLForConditionalGeneration",
     "qwen2": "Qwen2ForCausalLM",
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
 }
 Grid = Sequence[tuple[int, int, int]]
@@ -78,7 +79,7 @@ def config(model: str, *, kv_heads: int = 2, **changes: Any) -> Any:
     """A new tiny config; `changes` are for its top level.
 
     With fewer key-value heads than the 4 query heads, upstream's SDPA attention takes another kernel under tracing
-    than in eager for decode steps and for gradients, so only `kv_heads=4` is equal to the last bit there.
+    than in eager where gradients are asked for, so only `kv_heads=4` is equal to the last bit there.
     """
     fields = copy.deepcopy(SPECIFIC.get(model, {}))
     text = fields.get("text_config", fields)

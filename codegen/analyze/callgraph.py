@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..facts import HazardLevel, Ref
+from ..files import COPY
 from ..memo import remembered
 from .classes import Classes
 from .conditions import ERROR, lower
@@ -166,9 +167,13 @@ class CallGraph:
 def _is_left_out(module: str) -> bool:
     if module in FOLLOWED:
         return False
-    return not module.startswith("transformers") or any(
+    return not module.startswith(("transformers", COPY)) or any(
         module == left or module.startswith(f"{left}.") for left in LEFT_OUT
     )
+
+
+RENAMING = frozenset({"deprecate_kwarg"})
+"""Decorators that only take an argument under a former name too: where a forward is written anew, they come along."""
 
 
 def decorators(node: ast.ClassDef | ast.FunctionDef) -> tuple[str, ...]:

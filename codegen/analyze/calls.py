@@ -10,6 +10,7 @@ from .conditions import ERROR, NOTE, WARNING
 from .kinds import (
     BOOLEAN_READS,
     BY_SIZE,
+    CHANGING,
     COMPARISONS,
     COPIES,
     DATA_BOOLS,
@@ -61,6 +62,8 @@ class CallRules(ABC):
     """Names that hold an attention interface."""
     modules: dict[str, str]
     """Names of loop variables over a list of modules, and the attribute that holds the list."""
+    own: set[str]
+    """Names that hold what the module keeps: its config."""
     depth: int
 
     @abstractmethod
@@ -90,6 +93,9 @@ class CallRules(ABC):
         match node.func:
             case ast.Name(id=function):
                 return self._function(function, node, kinds, keywords)
+            case ast.Attribute(value=ast.Name(id="self"), attr="register_buffer" | "register_parameter"):
+                self.writes(node, f"{ast.unparse(node.func)}(…)")
+                return Kind.PLAIN
             case ast.Attribute(value=ast.Name(id="self"), attr=method):
                 first = (kinds or [*keywords.values(), Kind.UNKNOWN])[0]
                 if method not in self.methods and first in HAS_UNKNOWN_SIZE:
@@ -97,6 +103,9 @@ class CallRules(ABC):
                         self.handed_on(method, node)
                     return first  # Modules leave the rows of their first argument as they are.
                 self.called(("self", method), node, _passed_in(node))
+                return Kind.UNKNOWN
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="self")), attr=method) if method in CHANGING:
+                self.writes(node, f"{ast.unparse(node.func)}(…)")
                 return Kind.UNKNOWN
             case ast.Attribute(value=ast.Attribute(value=ast.Name(id="self"), attr=child), attr=method):
                 self.called(("self", child, method), node)
@@ -113,6 +122,16 @@ class CallRules(ABC):
             return self._method(node.func, node, kinds, keywords)
         self.eval(node.func)
         return Kind.UNKNOWN
+
+    def is_own(self, node: ast.expr) -> bool:
+        """Whether it is the module or something that it keeps: `self`, `self.config`, or a name for one of these."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return isinstance(node, ast.Name) and (node.id == "self" or node.id in self.own)
+
+    def writes(self, node: ast.expr, text: str) -> None:
+        message = f"`{text}` changes the module while it runs: whatever reads it recompiles"
+        self.found(HazardKind.STATE_WRITE, node, message, WARNING)
 
     def _logs(self, node: ast.Call, what: str) -> None:
         # Every level breaks a graph, `warning_once` too; but hardly any is reached on each call.
@@ -151,6 +170,9 @@ class CallRules(ABC):
                 return many(given) if given in IS_TENSOR else given
             case "isinstance" | "hasattr" | "type" | "getattr" | "callable" | "issubclass" | "str" | "id":
                 return Kind.PLAIN if name != "getattr" else Kind.UNKNOWN
+            case "setattr" if node.args and self.is_own(node.args[0]):
+                self.writes(node, ast.unparse(node))
+                return Kind.PLAIN
             case "print":
                 self._logs(node, "prints")
                 return Kind.PLAIN

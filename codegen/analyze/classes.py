@@ -6,12 +6,18 @@ import ast
 from typing import Any
 
 from ..facts import Ref
+from ..files import COPY
 from ..memo import remembered
-from ..source import Source
+from ..source import PACKAGE, Source
 
 FRAMEWORK = "transformers/modeling_utils.py"
 PRETRAINED = Ref(file=FRAMEWORK, name="PreTrainedModel")
 LAYERS = "transformers/modeling_layers.py"
+
+
+def has_models(file: str) -> bool:
+    """Whether a file's classes are looked into: those of models, Transformers' or others, not the framework's."""
+    return file == LAYERS or file.startswith((f"{PACKAGE}/models/", f"{COPY}/"))
 
 
 class Classes:
@@ -32,17 +38,24 @@ class Classes:
         if name in source_file.definitions:
             return Ref(file=file, name=name) if source_file.definitions[name].is_class else None
         imported = source_file.imports.get(name)
-        if imported is None or imported.name is None or not imported.module.startswith("transformers"):
+        if imported is None or imported.name is None:
+            found = self.source.resolve(name, source_file) if source_file.is_copy else None  # by a star import
+        elif imported.module == PACKAGE:
+            found = self.source.public(imported.name)
+        elif not imported.module.startswith((PACKAGE, f"{COPY}")):
             return None
-        path = imported.module.replace(".", "/") + ".py"
-        if path != LAYERS and not path.startswith("transformers/models/"):
-            return Ref(file=path, name=imported.name)
-        found = self.source.resolve(name, source_file)
-        return found if found is not None and self.source.definition(found).is_class else None
+        else:
+            path = imported.module.replace(".", "/") + ".py"
+            if path != LAYERS and not path.startswith("transformers/models/") and not imported.module.startswith(COPY):
+                return Ref(file=path, name=imported.name)
+            found = self.source.resolve(name, source_file)
+        if found is None or not has_models(found.file):
+            return found
+        return found if self.source.definition(found).is_class else None
 
     def node(self, ref: Ref) -> ast.ClassDef | None:
         """The class statement, or None for a class of the framework."""
-        if ref.file != LAYERS and not ref.file.startswith("transformers/models/"):
+        if not has_models(ref.file):
             return None
         node = self.source.definition(ref).node
         assert isinstance(node, ast.ClassDef)
@@ -53,9 +66,24 @@ class Classes:
         node = self.node(ref)
         if node is None:
             return ()
-        names = [base.id for base in node.bases if isinstance(base, ast.Name)]
-        found = [self.resolve_class(ref.file, name) for name in names]
+        found = [self.named(ref.file, base) for base in node.bases]
         return tuple(base for base in found if base is not None)
+
+    def named(self, file: str, expression: ast.expr) -> Ref | None:
+        """The class that `Name` or `module.Name` stands for in `file`."""
+        match expression:
+            case ast.Name(id=name):
+                return self.resolve_class(file, name)
+            case ast.Attribute(value=ast.Name(id=alias), attr=name):
+                imported = self.source.file(file).imports.get(alias)
+                if imported is None:
+                    return None
+                module = imported.module if imported.name is None else f"{imported.module}.{imported.name}"
+                if module == PACKAGE:
+                    return self.source.public(name)
+                target = self.source.module_file(module)
+                return self.resolve_class(target.rel, name) if target is not None else None
+        return None
 
     @remembered
     def mro(self, ref: Ref) -> tuple[Ref, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 
 from ..facts import HazardLevel
-from .kinds import dotted
+from .kinds import CACHES, dotted
 
 ERROR, WARNING, NOTE = HazardLevel.ERROR, HazardLevel.WARNING, HazardLevel.NOTE
 
@@ -20,7 +20,7 @@ FLAGS = {"training", "output_attentions", "output_hidden_states", "output_router
 """Uses that are off by default."""
 ON = {"use_cache"}
 """What is on by default."""
-USUAL = {"attention_mask", "position_ids", "past_key_values", "input_ids", "inputs_embeds", "encoder_hidden_states"}
+USUAL = {"attention_mask", "position_ids", "input_ids", "inputs_embeds", "encoder_hidden_states"} | CACHES
 """Optional arguments that callers give nevertheless."""
 
 

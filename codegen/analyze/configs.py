@@ -10,7 +10,7 @@ from .classes import Classes
 
 def is_auto(name: str) -> bool:
     """Whether a class is one of Transformers' auto classes for models."""
-    return name.startswith("AutoModel")
+    return name.startswith(("AutoModel", "AutoBackbone"))
 
 
 def auto_target(classes: Classes, owner: Ref, auto_class: str, config: str | None) -> Ref | None:

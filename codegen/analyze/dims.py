@@ -1,19 +1,22 @@
 """The shape of every tensor that enters a forward, with the evidence for it.
 
-Evidence counts in this order: how the body uses the argument, the forward's own docstring, the arguments that `auto_docstring`
-shares between models. A helper's docstring speaks for what the helper returns. Names tie dimensions only within one
-docstring: two docstrings that say `total_tokens` need not mean the same number.
+Names come from the forward's own docstring, else from the arguments that `auto_docstring` shares between models, else from how
+the body unpacks the shape. Where the body contradicts a docstring, nothing is believed: every dimension may change. A helper's
+docstring speaks for what the helper returns. Names tie dimensions only within one docstring: two docstrings that say
+`total_tokens` need not mean the same number.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from functools import lru_cache
+from collections.abc import Callable
 
 from ..facts import ArgumentShape, Dim, Evidence, EvidenceSource, Parameter, PrologueCall, Ref, Span
-from ..memo import remembered
-from ..source import Source, SourceFile
+from ..source import Source
+from . import evidence as evidence_in
+from .annotations import Annotated, annotated
+from .kinds import CACHES
 from .prologue import helper_chain, popped_keys
 
 STATIC = re.compile(
@@ -22,64 +25,111 @@ STATIC = re.compile(
 )
 """Names of dimensions that a configuration fixes: they don't change from call to call."""
 
-SHAPE = re.compile(r"of shape\s*`{1,2}\s*[\(\[]([^`]*?)[\)\]]")
 RETURNED = re.compile(r"`(\w+)`:\s*`\(([^`]*?)\)`([^\n]*)")
 ALTERNATIVE = re.compile(r"`\(([^`]*?)\)`")
-SHARED = "transformers/utils/auto_docstring.py"
+KV_LENGTH = "kv_length"
+"""The length of what a decoder attends to: what its cache holds, and what a call adds."""
 
 
 def argument_shapes(
     source: Source, ref: Ref, method: ast.FunctionDef, parameters: tuple[Parameter, ...], shared: bool
 ) -> tuple[ArgumentShape, ...]:
     """The shapes of a forward's parameters; `shared` says whether `auto_docstring` documents it."""
-    documented = _documented(ast.get_docstring(method, clean=False) or "")
-    takes_cache = any(parameter.name == "past_key_values" for parameter in parameters)
-    line = method.lineno
+    declared = {each.arg: each for each in ast.walk(method.args) if isinstance(each, ast.arg)}
+    cache = next((each for each in declared.values() if each.arg in CACHES), None)
     found = []
     for parameter in parameters:
-        if parameter.is_variadic or "Tensor" not in (parameter.annotation or "Tensor"):
+        name, kind = parameter.name, annotated(parameter.annotation)
+        if parameter.is_variadic or kind is Annotated.OTHER:
             continue
-        name = parameter.name
-        evidence = []
-        if name in documented:
-            text, offset = documented[name]
-            evidence.append(
-                Evidence(source=EvidenceSource.OWN_DOCSTRING, text=text, span=Span(file=ref.file, line=line + offset))
-            )
-        elif shared and (entry := _shared_arguments(source).get(name)) is not None:
-            text, shared_line = entry
-            evidence.append(
-                Evidence(source=EvidenceSource.SHARED_DOCSTRING, text=text, span=Span(file=SHARED, line=shared_line))
-            )
-        ranks = _rank_tests(method, name)
-        unpacked = _unpacked(method, name)
-        if unpacked is not None:
-            text, at = unpacked
-            evidence.append(Evidence(source=EvidenceSource.BODY, text=text, span=Span(file=ref.file, line=at)))
+        evidence: list[Evidence] = []
+
+        def note(source: EvidenceSource, text: str, line: int, file: str = ref.file) -> None:
+            evidence.append(Evidence(source=source, text=text, span=Span(file=file, line=line)))  # noqa: B023 (called in this turn of the loop)
+
+        is_tuple = kind is Annotated.TENSORS
+        if (own := evidence_in.documented(method).get(name)) is not None:
+            note(EvidenceSource.OWN_DOCSTRING, *own)
+        elif shared and (entry := evidence_in.shared(source, name, is_tuple=is_tuple)) is not None:
+            note(EvidenceSource.SHARED_DOCSTRING, *entry, evidence_in.SHARED)
         dims = _dims(evidence[0].text, name) if evidence else None
+        if dims is not None and evidence[0].source is EvidenceSource.SHARED_DOCSTRING:
+            # For every model with audio features it says that they come after the frames: in some they come before.
+            parts = _split(evidence[0].text)
+            dims = tuple(part if part == "feature_dim" else dim for part, dim in zip(parts, dims, strict=True))
         disagreement = None
-        if ranks and dims is not None:
-            text, at = ranks[0]
-            evidence.append(Evidence(source=EvidenceSource.BODY, text=text, span=Span(file=ref.file, line=at)))
-            disagreement = f"the body asks for its number of dimensions (`{text}`): every dimension may change"
-            dims = None
-        elif unpacked is not None and dims is not None and len(_split(unpacked[0])) != len(dims):
-            disagreement = f"the docstring gives {len(dims)} dimensions, the body unpacks {len(_split(unpacked[0]))}"
-            dims = None
+        if not is_tuple:
+            dims, disagreement = _as_used(method, name, dims, note)
         if dims is not None and name.startswith("encoder_"):
             # What an encoder computed has a length of its own, whatever the shared docstring calls it.
-            dims = tuple(f"encoder_{dim}" if isinstance(dim, str) and "batch" not in dim else dim for dim in dims)
-        elif dims is not None and takes_cache and "mask" in name:
-            # A mask covers what the cache holds as well as what this call adds.
-            dims = (*dims[:-1], "kv_length")
+            renamed = tuple(_encoders(dim) for dim in dims)
+            if renamed != dims:
+                note(
+                    EvidenceSource.READING,
+                    f"{_text(renamed)}: an encoder's output has a length of its own",
+                    declared[name].lineno,
+                )
+            dims = renamed
+        elif dims is not None and cache is not None and name.endswith("attention_mask"):
+            dims = (*dims[:-1], KV_LENGTH)
+            text = f"{_text(dims)}: a mask covers what `{cache.arg}` holds as well as what this call adds"
+            note(EvidenceSource.READING, text, cache.lineno)
+        if kind is not Annotated.NOTHING:
+            note(EvidenceSource.ANNOTATION, parameter.annotation or "", declared[name].lineno)
         found.append(
-            ArgumentShape(name=name, is_tensor=True, dims=dims, evidence=tuple(evidence), disagreement=disagreement)
+            ArgumentShape(
+                name=name,
+                # What isn't annotated is a tensor where something gives it a shape.
+                is_tensor=kind is Annotated.TENSOR or (kind is Annotated.NOTHING and bool(evidence)),
+                is_tuple=is_tuple,
+                dims=dims,
+                evidence=tuple(evidence),
+                disagreement=disagreement,
+            )
         )
     return tuple(found)
 
 
-def result_shapes(source: Source, call: PrologueCall) -> tuple[ArgumentShape, ...]:
-    """The shapes of what a prologue call computes, from the docstrings of the helpers behind it."""
+def _as_used(
+    method: ast.FunctionDef,
+    name: str,
+    dims: tuple[Dim, ...] | None,
+    note: Callable[[EvidenceSource, str, int], None],
+) -> tuple[tuple[Dim, ...] | None, str | None]:
+    """What documentation says, held against the body; and why they don't agree, where they don't. The body's use is noted."""
+    test, unpacked = evidence_in.rank_test(method, name), evidence_in.unpacked(method, name)
+    if test is not None:
+        note(EvidenceSource.BODY, *test)
+        asked = f"the body asks for its number of dimensions (`{test[0]}`): every dimension may change"
+        return None, asked if dims is not None or unpacked is not None else None
+    if unpacked is None:
+        use = evidence_in.used_as_tensor(method, name) if dims is None else None
+        if use is not None:
+            note(EvidenceSource.BODY, *use)
+        return dims, None
+    note(EvidenceSource.BODY, *unpacked)
+    if dims is None:
+        return _dims(unpacked[0], name), None
+    count = len(_split(unpacked[0]))
+    if count != len(dims):
+        return (
+            None,
+            f"the docstring gives {len(dims)} dimensions, the body unpacks {count}: every dimension may change",
+        )
+    return dims, None
+
+
+def _encoders(dim: Dim) -> Dim:
+    plain = not isinstance(dim, str) or "batch" in dim or dim.startswith("encoder_")
+    return dim if plain else f"encoder_{dim}"
+
+
+def _text(dims: tuple[Dim, ...]) -> str:
+    return f"({', '.join('fixed' if dim is None else str(dim) for dim in dims)})"
+
+
+def result_shapes(source: Source, call: PrologueCall) -> tuple[tuple[Ref, ArgumentShape], ...]:
+    """The shapes of what a prologue call computes, from the docstrings of the helpers behind it, and which helper's each is."""
     found = []
     for target, key in zip(call.targets, call.keys, strict=True):
         helper, index = _origin(source, call.helper, key)
@@ -88,106 +138,40 @@ def result_shapes(source: Source, call: PrologueCall) -> tuple[ArgumentShape, ..
         annotation = _result_annotation(definition.node, index)
         docstring = ast.get_docstring(definition.node, clean=False) or ""
         dims, evidence = None, []
-        for match in RETURNED.finditer(docstring):
-            if match.group(1) == key:
-                line = definition.def_line + 1 + docstring[: match.start()].count("\n")
-                dims = _dims(match.group(2), target)
-                for other in ALTERNATIVE.finditer(match.group(3)):
-                    dims = _common(dims, _dims(other.group(1), target))
-                evidence = [
-                    Evidence(
-                        source=EvidenceSource.HELPER_DOCSTRING,
-                        text=f"({match.group(2)}){match.group(3)}".strip(),
-                        span=Span(file=helper.file, line=line),
-                    )
-                ]
-                break
-        is_int = "Tensor" not in annotation and re.search(r"\bint\b", annotation) is not None
-        if is_int:
-            evidence = [
-                Evidence(source=EvidenceSource.ANNOTATION, text=annotation, span=source.span(helper)),
-            ]
-        found.append(
-            ArgumentShape(
-                name=target,
-                is_tensor=not is_int,
-                is_python_int=is_int,
-                dims=None if is_int else dims,
-                evidence=tuple(evidence),
+        match = _returned(docstring, key, index, len(popped_keys(source, helper)))
+        if match is not None:
+            line = evidence_in.docstring_line(definition.node, docstring, match.start())
+            dims = _dims(match.group(2), target)
+            for other in ALTERNATIVE.finditer(match.group(3)):
+                dims = _common(dims, _dims(other.group(1), target))
+            evidence.append(
+                Evidence(
+                    source=EvidenceSource.HELPER_DOCSTRING,
+                    text=f"({match.group(2)}){match.group(3)}".strip(),
+                    span=Span(file=helper.file, line=line),
+                )
             )
+        if annotation:
+            evidence.append(
+                Evidence(source=EvidenceSource.RESULT_ANNOTATION, text=annotation, span=source.span(helper))
+            )
+        is_int = "Tensor" not in annotation and re.search(r"\bint\b", annotation) is not None
+        shape = ArgumentShape(
+            name=target,
+            is_tensor=not is_int,
+            is_python_int=is_int,
+            dims=None if is_int else dims,
+            evidence=tuple(evidence),
         )
+        found.append((helper, shape))
     return tuple(found)
 
 
-def _documented(docstring: str) -> dict[str, tuple[str, int]]:
-    """Argument → (shape text, lines below the `def`), from lines like "name (`torch.Tensor` of shape `(a, b)`, …)"."""
-    found: dict[str, tuple[str, int]] = {}
-    for match in re.finditer(r"^\s*(\w+)\s*\(([^\n]*)\)?:", docstring, re.MULTILINE):
-        shape = SHAPE.search(match.group(2))
-        if shape is not None:
-            found.setdefault(match.group(1), (f"({shape.group(1)})", 1 + docstring[: match.start()].count("\n")))
-    return found
-
-
-def _shared_arguments(source: Source) -> dict[str, tuple[str, int]]:
-    """Argument → (shape text, line) of `auto_docstring`'s table of arguments that models share."""
-    file = source.find_file(SHARED)
-    return _shared_in(file) if file is not None else {}
-
-
-@remembered
-def _shared_in(file: SourceFile) -> dict[str, tuple[str, int]]:
-    found: dict[str, tuple[str, int]] = {}
-    name, inside = "", False
-    # Line by line: the file is long, and parsing it would take as long as the rest of a build.
-    for number, line in enumerate(file.lines, start=1):
-        if line.startswith("class "):
-            inside = line.startswith("class ModelArgs")
-        elif inside and (assigned := re.match(r"    (\w+) = \{", line)) is not None:
-            name = assigned.group(1)
-        elif inside and line.lstrip().startswith('"shape":') and (shape := SHAPE.search(line)) is not None:
-            found[name] = (f"({shape.group(1)})", number)
-    return found
-
-
-def _rank_tests(method: ast.FunctionDef, name: str) -> list[tuple[str, int]]:
-    """Comparisons of `name.ndim`, `name.dim()` or `len(name.shape)` in the body."""
-    found = []
-    for node, text in _tests_and_bindings(method)[0]:
-        if text in (f"{name}.ndim", f"{name}.dim()", f"len({name}.shape)"):
-            found.append((ast.unparse(node), node.lineno))
-    return found
-
-
-def _unpacked(method: ast.FunctionDef, name: str) -> tuple[str, int] | None:
-    """`a, b = name.shape` or `name.size()` before the name is bound again: the names, as text."""
-    for node, text in _tests_and_bindings(method)[1]:
-        if isinstance(node.targets[0], ast.Tuple):
-            if text in (f"{name}.shape", f"{name}.size()"):
-                return f"({ast.unparse(node.targets[0]).strip('()')})", node.lineno
-            if any(isinstance(target, ast.Name) and target.id == name for target in node.targets[0].elts):
-                return None
-        elif any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
-            return None
-    return None
-
-
-@lru_cache(maxsize=1)
-def _tests_and_bindings(
-    method: ast.FunctionDef,
-) -> tuple[tuple[tuple[ast.Compare, str], ...], tuple[tuple[ast.Assign, str], ...]]:
-    """Comparisons with their left side, assignments with their right side, as text: asked for with every parameter."""
-    nodes = tuple(ast.walk(method))
-    return (
-        tuple((node, ast.unparse(node.left)) for node in nodes if isinstance(node, ast.Compare)),
-        tuple((node, _short_text(node.value)) for node in nodes if isinstance(node, ast.Assign)),
-    )
-
-
-def _short_text(value: ast.expr) -> str:
-    """The text of an attribute or of a call without arguments; nothing else is asked about."""
-    plain = isinstance(value, ast.Attribute) or (isinstance(value, ast.Call) and not value.args)
-    return ast.unparse(value) if plain else ""
+def _returned(docstring: str, key: str, index: int, count: int) -> re.Match[str] | None:
+    """What a helper's docstring says of one of its results: under its key, else in its place where the docstring lists them all."""
+    found = list(RETURNED.finditer(docstring, max(docstring.find("Returns:"), 0)))
+    named = next((match for match in found if match.group(1) == key), None)
+    return named or (found[index] if len(found) == count else None)
 
 
 def _split(text: str) -> list[str]:

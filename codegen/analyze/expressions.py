@@ -52,8 +52,6 @@ class Scan:
 
 
 class Expressions(CallRules):
-    warning = WARNING
-
     def __init__(self, optional: frozenset[str], methods: frozenset[str]) -> None:
         self.optional = optional
         self.methods = methods
@@ -63,6 +61,7 @@ class Expressions(CallRules):
         self.interfaces: set[str] = set()
         self.saw_interface = False
         self.modules: dict[str, str] = {}
+        self.own: set[str] = set()
         self.handed: list[tuple[str, Found]] = []
         self.hazards: list[Found] = []
         self.calls: list[Called] = []

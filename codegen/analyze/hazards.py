@@ -46,7 +46,7 @@ def hazards(classes: Classes, ref: Ref, forward: Forward | None) -> tuple[Hazard
     """
     if forward is None:
         return ()
-    lines = (range(call.first_line, call.last_line + 1) for call in forward.prologue)
+    lines = (range(call.first_line, call.last_line + 1) for call in forward.prologue if not call.within)
     hoisted = frozenset(line for each in lines for line in each)
     found: dict[tuple[HazardKind, Span, str | None], Hazard] = {}
     for reached in _graph(classes).reach(ref, hoisted):

@@ -31,9 +31,13 @@ class Kind(Enum):
 IS_TENSOR = frozenset({Kind.TENSOR, Kind.MASK, Kind.PICKED, Kind.RAGGED})
 HAS_UNKNOWN_SIZE = frozenset({Kind.PICKED, Kind.RAGGED})
 
+CACHES = frozenset({"past_key_values", "cache_params", "past_key_value", "cache"})
+"""The names that Transformers gave the argument by which a decoder keeps what it has seen, from release to release."""
+CHANGING = frozenset({"append", "extend", "insert", "setdefault"})
+"""Methods of lists and dicts that change them, and that nothing else has which a module keeps."""
 READS = frozenset({"item", "tolist"})
 COPIES = frozenset({"cpu", "numpy"})
-DATA_SHAPES = frozenset({"nonzero", "argwhere", "unique", "unique_consecutive", "masked_select"})
+DATA_SHAPES = frozenset({"nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "bincount"})
 DATA_BOOLS = frozenset({"equal", "allclose", "is_nonzero"})
 """Give a Python bool."""
 BY_SIZE = frozenset({"scaled_dot_product_attention", "pad_sequence"})

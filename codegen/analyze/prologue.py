@@ -7,6 +7,7 @@ calls it eagerly first, and hands the results in, is exact. Which key stands for
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 
 import libcst as cst
 
@@ -27,20 +28,20 @@ def prologue(source: Source, tree: Tree, arguments: frozenset[str]) -> tuple[Pro
         return ()
     method = tree.method
     known = set(arguments) | {"self", "kwargs"}
-    assigned = _assigned(method)
+    bound = assigned(method)
     found: list[PrologueCall] = []
     for statement in method.body.body:
         call = _handed_call(statement)
         if call is None:
-            if _is_barrier(statement):
+            if is_barrier(statement):
                 break
             continue
         keys, helper = _keys(source, tree.ref.file, call)
         reads = _names(call)
         targets = _targets(statement, call, keys)
-        if helper is None or not targets or any(name in assigned and name not in known for name in reads):
+        if helper is None or not targets or any(name in bound and name not in known for name in reads):
             continue
-        if any(name in _assigned_before(method, statement) - {t for c in found for t in c.targets} for name in reads):
+        if any(name in assigned_before(method, statement) - {t for c in found for t in c.targets} for name in reads):
             continue
         known.update(targets)
         found.append(
@@ -59,13 +60,16 @@ def prologue(source: Source, tree: Tree, arguments: frozenset[str]) -> tuple[Pro
     return tuple(found)
 
 
-def prologue_only(tree: Tree, calls: tuple[PrologueCall, ...]) -> tuple[str, ...]:
-    """The names that prologue calls read and that no other statement of the forward uses."""
-    hoisted = {call.first_line for call in calls}
+def prologue_only(tree: Tree, calls: tuple[PrologueCall, ...], unread: Sequence[cst.CSTNode] = ()) -> tuple[str, ...]:
+    """The names that prologue calls read and that no other statement of the forward uses, but for the nodes `unread`."""
+    hoisted = {call.first_line for call in calls if not call.within}
+    passed = {id(node) for node in unread}
     elsewhere: set[str] = set()
     for statement in tree.method.body.body if calls else ():
         if tree.first_line(statement) not in hoisted:
-            elsewhere.update(node.value for node in walk(statement) if isinstance(node, cst.Name))
+            elsewhere.update(
+                node.value for node in walk(statement) if isinstance(node, cst.Name) and id(node) not in passed
+            )
     read = dict.fromkeys(name for call in calls for name in call.reads)
     targets = {target for call in calls for target in call.targets}
     return tuple(name for name in read if name not in elsewhere | targets and name != "self")
@@ -79,7 +83,7 @@ def _handed_call(statement: cst.BaseStatement | cst.BaseSmallStatement) -> cst.C
     return handed[0] if len(handed) == 1 else None
 
 
-def _is_barrier(statement: cst.CSTNode) -> bool:
+def is_barrier(statement: cst.CSTNode) -> bool:
     """Whether a call after the statement can't be moved before it."""
     for node in walk(statement):
         match node:
@@ -128,11 +132,11 @@ def _names(call: cst.Call) -> set[str]:
     return names - {"kwargs"}
 
 
-def _assigned(method: cst.FunctionDef) -> set[str]:
+def assigned(method: cst.FunctionDef) -> set[str]:
     return {name for statement in method.body.body for name in _assigns(statement)}
 
 
-def _assigned_before(method: cst.FunctionDef, stop: cst.CSTNode) -> set[str]:
+def assigned_before(method: cst.FunctionDef, stop: cst.CSTNode) -> set[str]:
     names: set[str] = set()
     for statement in method.body.body:
         if statement is stop:

@@ -8,11 +8,14 @@ A model in which that finds nothing but itself is one encoder as a whole.
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from ..decisions import NONE, Decisions
 from ..facts import Modality, Ref, Role, RoleFact, Span
 from .classes import Classes
-from .composition import assigned, children
+from .composition import assigned, children, live
+from .kinds import CACHES
 from .trees import Trees
 
 DECODERS = ("language_model", "text_model", "decoder", "text_decoder")
@@ -21,7 +24,6 @@ ENCODERS = {
     Modality.AUDIO: ("audio_tower", "audio_encoder", "speech_encoder"),
     Modality.TEXT: ("text_encoder", "encoder"),
 }
-CACHES = {"past_key_values", "cache_params", "past_key_value"}
 INPUTS = {
     Modality.IMAGE: ("pixel_values", "pixel_values_videos", "pixel_values_images"),
     Modality.AUDIO: ("input_features", "input_values", "audio_values"),
@@ -38,16 +40,28 @@ class Found:
     rule: str
 
 
-def roles(classes: Classes, trees: Trees, entry: Ref) -> tuple[RoleFact, ...]:
-    """The roles that classes play for one entry."""
+def roles(classes: Classes, trees: Trees, entry: Ref, decisions: Decisions = NONE) -> tuple[RoleFact, ...]:
+    """The roles that classes play for one entry; what the user decides comes first."""
     search = _Search(classes, trees)
     found: list[RoleFact] = []
 
     def add(role: Role, modality: Modality, part: Found) -> None:
-        if part.ref not in {fact.ref for fact in found}:
+        if part.ref not in {fact.ref for fact in found} and classes.method(part.ref, "forward") is not None:
             found.append(_fact(classes, role, modality, entry, part))
 
-    decoder = search.decoder(entry)
+    decided = search.decided(entry, decisions.decoder)
+    if decided is not None:
+        add(Role.EITHER if _asks_is_decoder(classes, decided.ref) else Role.DECODER, Modality.TEXT, decided)
+    for name, way in decisions.encoders:
+        part = search.decided(entry, way)
+        if part is not None:
+            add(Role.ENCODER, Modality(name), part)
+    # A model without the part that is decided on has its own.
+    decoder = search.decoder(entry) if decided is None else None
+    if decoder is not None:
+        decoder = search.without_head(entry, decoder)
+    if decoder is not None and live(classes, decoder.ref):
+        decoder = None  # It is put together from models that play the roles themselves.
     if decoder is not None and _takes_cache(classes, decoder.ref):
         add(Role.EITHER if _asks_is_decoder(classes, decoder.ref) else Role.DECODER, Modality.TEXT, decoder)
     elif decoder is not None and decoder.path and classes.is_pretrained(decoder.ref):
@@ -56,6 +70,8 @@ def roles(classes: Classes, trees: Trees, entry: Ref) -> tuple[RoleFact, ...]:
         if modality is Modality.TEXT:
             add(Role.ENCODER, modality, decoder)
     for modality in ENCODERS:
+        if modality.value in dict(decisions.encoders):
+            continue
         encoder = search.encoder(entry, modality)
         if encoder is not None and encoder.path and classes.is_pretrained(encoder.ref):
             # The name `encoder` doesn't say what it encodes: what it reads does, else what the model reads.
@@ -63,23 +79,73 @@ def roles(classes: Classes, trees: Trees, entry: Ref) -> tuple[RoleFact, ...]:
             add(Role.ENCODER, read if modality is Modality.TEXT else modality, encoder)
     if not found:
         whole = search.base(entry)
-        if classes.is_pretrained(whole.ref):
+        if classes.is_pretrained(whole.ref) and not live(classes, whole.ref) and not search.hides_base(whole.ref):
             add(Role.ENCODER, _modality(classes, whole.ref), whole)
     return tuple(found)
 
 
-def unfollowed(classes: Classes, trees: Trees, entry: Ref) -> tuple[tuple[Span, str], ...]:
+def unfollowed(classes: Classes, trees: Trees, entry: Ref, model: str) -> tuple[tuple[Span, str], ...]:
     """The overrides of `get_decoder` and `get_encoder` of one entry that can't be read off the source, with their places."""
     search = _Search(classes, trees)
     found = []
-    for name in ("get_decoder", "get_encoder"):
+    for name, key in (("get_decoder", 'decoder = "…"'), ("get_encoder", 'encoders = { image = "…" }')):
         method = classes.method(entry, name)
         if method is not None and search.overridden(entry, name) is None:
             span = Span(file=method[0].file, line=method[1].lineno)
             found.append(
-                (span, f"{name}() is overridden in a way that can't be followed: Transformers' own order is used")
+                (
+                    span,
+                    f"{name}() is overridden in a way that can't be followed: Transformers' own order is used. Another "
+                    f"part is named by `{key}` in [tool.vgen.models.{model}] of pyproject.toml",
+                )
             )
     return tuple(found)
+
+
+def rivals(
+    classes: Classes, trees: Trees, entry: Ref, model: str, playing: Collection[Ref]
+) -> tuple[tuple[Span, str], ...]:
+    """Where an entry has several parts that could be its decoder and not all of them are compiled: which these are.
+
+    `playing` are the classes that play a role in the package.
+    """
+    if entry in playing:
+        return ()
+    parts = dict(_decoders(classes, trees, entry, (), playing))
+    left = [ref for ref in parts if ref not in playing]
+    if len(parts) < 2 or not left:
+        return ()
+    named = ", ".join(f"{'.'.join(path)} ({ref.name})" for ref, path in parts.items())
+    text = (
+        f"{entry.name} has several parts that could be its decoder: {named}. Not compiled: "
+        f'{", ".join(ref.name for ref in left)}; `decoder = "{".".join(parts[left[0]])}"` in [tool.vgen.models.{model}] of '
+        f"pyproject.toml takes that one instead"
+    )
+    return ((classes.source.span(entry), text),)
+
+
+def _decoders(
+    classes: Classes,
+    trees: Trees,
+    ref: Ref,
+    path: tuple[str, ...],
+    playing: Collection[Ref],
+    seen: frozenset[Ref] = frozenset(),
+) -> Iterator[tuple[Ref, tuple[str, ...]]]:
+    """The models below a model that keep a cache and hold no other one that does, and the way down to each. What plays a role is
+    one part, whatever it holds."""
+    for child in children(classes, trees, ref):
+        target = child.target
+        if target is None or target in seen or child.repeated or not child.attribute:
+            continue
+        if child.kind.by_config or _folder(target) != _folder(ref):
+            continue  # What is another model's, its own package compiles.
+        way = (*path, child.attribute)
+        below = [] if target in playing else list(_decoders(classes, trees, target, way, playing, seen | {ref}))
+        if below:
+            yield from below
+        elif classes.is_pretrained(target) and _takes_cache(classes, target) and not live(classes, target):
+            yield target, way
 
 
 def _fact(classes: Classes, role: Role, modality: Modality, entry: Ref, found: Found) -> RoleFact:
@@ -104,7 +170,16 @@ def _parameters(classes: Classes, ref: Ref) -> tuple[str, ...]:
 
 def _takes_cache(classes: Classes, ref: Ref) -> bool:
     """A decoder's forward keeps what it has seen: it takes a cache of key and value states, or of a recurrent state."""
-    return bool(CACHES & set(_parameters(classes, ref)))
+    return not CACHES.isdisjoint(_parameters(classes, ref))
+
+
+def _generates(classes: Classes, ref: Ref) -> bool:
+    """Whether a model has what it takes to generate, and so a language-modeling head."""
+    return any(each.name == "GenerationMixin" for each in classes.mro(ref))
+
+
+def _folder(ref: Ref) -> str:
+    return ref.file.rpartition("/")[0]
 
 
 def _asks_is_decoder(classes: Classes, ref: Ref) -> bool:
@@ -137,6 +212,29 @@ class _Search:
         self.classes = classes
         self.trees = trees
 
+    def decided(self, ref: Ref, way: str | None) -> Found | None:
+        """The part that the user names: by the attributes from `ref` down to it, or by its class where that is below `ref`."""
+        rule = "decided in pyproject.toml"
+        if way is None:
+            return None
+        here: Ref | None = ref
+        for attribute in way.split("."):
+            here = self._target(here, attribute) if here is not None else None
+        if here is not None:
+            return Found(ref=here, path=tuple(way.split(".")), rule=rule)
+        pending: list[tuple[Ref, tuple[str, ...]]] = [(ref, ())]
+        seen: set[Ref] = set()
+        while pending:
+            at, path = pending.pop(0)
+            if at.name == way:
+                return Found(ref=at, path=path, rule=rule)
+            if at in seen:
+                continue
+            seen.add(at)
+            made = children(self.classes, self.trees, at)
+            pending += [(child.target, (*path, child.attribute)) for child in made if child.target is not None]
+        return None
+
     def decoder(self, ref: Ref) -> Found | None:
         return self.overridden(ref, "get_decoder") or self._decoder(ref)
 
@@ -148,7 +246,36 @@ class _Search:
         base = self._base_model(ref)
         if base is not None:
             return self._below(base, self.decoder(base.ref))
+        if self.hides_base(ref):
+            return None
         return Found(ref=ref, path=(), rule="get_decoder() finds no part and returns the model itself")
+
+    def without_head(self, entry: Ref, found: Found) -> Found:
+        """The base model below a part that has a language-modeling head: Transformers' rules may end at `XForCausalLM`, whose head
+        isn't compiled. A part of another model is left to that model's package."""
+        while _folder(found.ref) == _folder(entry) and _generates(self.classes, found.ref):
+            below = [
+                child
+                for child in children(self.classes, self.trees, found.ref)
+                if child.target is not None
+                and child.attribute
+                and not (child.repeated or child.kind.by_config)
+                and self.classes.is_pretrained(child.target)
+                and _takes_cache(self.classes, child.target)
+                and not _generates(self.classes, child.target)
+            ]
+            if len({child.target for child in below}) != 1 or below[0].target is None:
+                break
+            rule = f"{found.rule}; {found.ref.name} is it with a head, which isn't compiled"
+            found = Found(ref=below[0].target, path=(*found.path, below[0].attribute), rule=rule)
+        return found
+
+    def hides_base(self, ref: Ref) -> bool:
+        """Whether the model has a base model that the source doesn't fix: what else it has isn't the decoder then. Transformers'
+        auto classes don't know a model that isn't theirs."""
+        prefix = self.classes.text_attribute(ref, "base_model_prefix")
+        made = children(self.classes, self.trees, ref) if self.classes.source.local is not None else ()
+        return any(child.attribute == prefix and child.target is None for child in made)
 
     def encoder(self, ref: Ref, modality: Modality) -> Found | None:
         return self.overridden(ref, "get_encoder") or self._encoder(ref, modality)

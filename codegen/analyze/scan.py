@@ -121,6 +121,9 @@ class _Statements(Expressions):
 
     def _remember(self, name: str, value: ast.expr) -> None:
         """What a name holds beyond its kind."""
+        self.own.discard(name)
+        if isinstance(value, ast.Attribute) and self.is_own(value) and value.attr.endswith("config"):
+            self.own.add(name)
         if isinstance(value, ast.BoolOp) and isinstance(value.op, ast.And):
             # `skip = self.training and …`: a tensor in training only.
             cap = lower(*(cap_when(each, True, self.optional) for each in value.values))
@@ -152,10 +155,8 @@ class _Statements(Expressions):
                 self.eval(index)
 
     def _write(self, target: ast.Attribute) -> None:
-        text = ast.unparse(target)
-        if text.startswith("self."):
-            message = f"`{text} = …` changes the module while it runs: whatever reads it recompiles"
-            self.found(HazardKind.STATE_WRITE, target, message, self.warning)
+        if self.is_own(target):
+            self.writes(target, f"{ast.unparse(target)} = …")
 
     def bind_each(self, target: ast.expr, kinds: Kind | tuple[Kind, ...]) -> None:
         if isinstance(kinds, tuple):

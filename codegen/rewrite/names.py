@@ -21,6 +21,9 @@ UPSTREAM = "upstream"
 """The name by which a generated module knows the upstream module that it subclasses."""
 
 
+_OF_MODULE = frozenset({"__file__", "__name__", "__package__"})
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The names of one generated module. `imports` grows as code is moved in."""
@@ -48,8 +51,12 @@ class Names:
         imported = origin.imports.get(name)
         if name in self.generated and (origin is self.file or imported is not None):
             return name
-        if name in origin.definitions or name in origin.assigned:
+        if name in origin.definitions or name in origin.assigned or (origin.is_copy and name in origin.tried):
             return self.reference(Ref(file=origin.rel, name=name))
+        if origin is self.file and name in _OF_MODULE:
+            return f"{UPSTREAM}.{name}"
+        if imported is None and origin.star_imports:
+            return self.reference(Ref(file=origin.rel, name=name)) if not hasattr(builtins, name) else name
         if imported is not None:
             self.imports.add(imported)
         elif not hasattr(builtins, name):
@@ -92,10 +99,13 @@ class Move(cst.CSTTransformer):
             return updated_node
         named = cst.Module(body=()).code_for_node(original_node.module) if original_node.module is not None else ""
         module = self.origin.absolute(named, level=len(original_node.relative))
-        expression = cst.parse_expression(module)
+        # A copy's name has a dot in front: it is relative to the generated package.
+        expression = cst.parse_expression(module.removeprefix("."))
         assert isinstance(expression, cst.Name | cst.Attribute)
         return updated_node.with_changes(
-            module=expression, relative=(), whitespace_after_from=cst.SimpleWhitespace(" ")
+            module=expression,
+            relative=(cst.Dot(),) if module.startswith(".") else (),
+            whitespace_after_from=cst.SimpleWhitespace(" "),
         )
 
     def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:

@@ -6,18 +6,21 @@ method runs. Flash attention keeps upstream's branch, which never split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import libcst as cst
 
 from ..analyze.packed import find
 from ..analyze.trees import Trees
 from ..facts import Ref
 from ..source import Source
-from .names import Move, Names
+from .method import comment_lines, moved_method
+from .names import Names
 
 PACKED_ATTENTION = "packed_attention"
 """The runtime's operator."""
+
+MAX_SEQLEN = "max_seqlen"
+"""The parameter by which upstream hands flash attention the longest segment's length (`get_max_seqlen`). The operator takes
+it too: without it, it has to take the whole sequence for the bound."""
 
 SEGMENT_ONLY = {"attention_mask": "None", "is_causal": "False"}
 """Arguments of the call for one segment that the operator implies: no mask within a segment, and none causal. A mask that may
@@ -35,13 +38,15 @@ def packed_attention(
     interface, segment = packed.call.func, packed.call.args[4:]
     given = ["self", *packed.tensors, packed.cu_seqlens]
     kept = [argument for argument in segment if not _is_implied(argument)]
+    if any(parameter.name.value == MAX_SEQLEN for parameter in function.params.params):
+        kept.insert(0, cst.Arg(cst.Name(MAX_SEQLEN), keyword=cst.Name(MAX_SEQLEN)))
     call = cst.Call(
         func=cst.Name(PACKED_ATTENTION),
         args=[cst.Arg(interface), *(cst.Arg(cst.Name(name)) for name in given), *kept],
     )
     statement = cst.SimpleStatementLine(
         body=[cst.Assign(targets=[cst.AssignTarget(cst.Name(packed.output))], value=call)],
-        leading_lines=[cst.EmptyLine(comment=cst.Comment(f"# {line}")) for line in comment],
+        leading_lines=comment_lines(comment),
     )
     # SDPA has no weights.
     weights = [cst.parse_statement(f"{packed.weights} = None\n")] if packed.weights is not None else []
@@ -49,36 +54,12 @@ def packed_attention(
     replaced = function.deep_replace(packed.block, packed.block.with_changes(body=body))
     assert isinstance(replaced, cst.FunctionDef)
 
-    moved = replaced.visit(_Method(names, source.file(owner.file), replaced))
-    assert isinstance(moved, cst.FunctionDef)
     # What sdpa_attention_forward asks where the call doesn't say.
     causal = ' or getattr(self, "is_causal", True)' if packed.is_causal_by_module else ""
-    guard = cst.parse_statement(
-        f"if not torch.compiler.is_compiling(){causal}:\n    return super().{method}({passed})\n"
-    )
-    body_block = cst.ensure_type(moved.body, cst.IndentedBlock)
-    first, *rest = _without_docstring(body_block.body)
-    if isinstance(first, cst.SimpleStatementLine):
-        first = first.with_changes(leading_lines=[cst.EmptyLine(indent=False), *first.leading_lines])
-    return moved.with_changes(decorators=[], body=body_block.with_changes(body=[guard, first, *rest]))
+    return moved_method(names, source.file(owner.file), replaced, passed, own=PACKED_ATTENTION, unless=causal)
 
 
 def _is_implied(argument: cst.Arg) -> bool:
     if argument.keyword is None or not isinstance(argument.value, cst.Name):
         return False
     return SEGMENT_ONLY.get(argument.keyword.value) == argument.value.value
-
-
-class _Method(Move):
-    def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:
-        if original_node.value == PACKED_ATTENTION:
-            return updated_node
-        return super().leave_Name(original_node, updated_node)
-
-
-def _without_docstring(body: Sequence[cst.BaseStatement]) -> list[cst.BaseStatement]:
-    first = body[0]
-    if isinstance(first, cst.SimpleStatementLine) and isinstance(first.body[0], cst.Expr):
-        if isinstance(first.body[0].value, cst.SimpleString | cst.ConcatenatedString):
-            return list(body[1:])
-    return list(body)

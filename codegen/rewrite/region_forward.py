@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
 
 import libcst as cst
 
+from ..analyze.callgraph import RENAMING
 from ..analyze.trees import Trees
 from ..facts import Forward, Parameter, ParameterKind, PrologueCall
 from ..plan import Region
@@ -14,19 +16,25 @@ from ..source import Import, Source, SourceFile
 from .names import Move, Names
 
 _BEFORE_KEYWORD_ONLY = (ParameterKind.VAR_POSITIONAL, ParameterKind.KEYWORD_ONLY)
+_ANY = Import(module="typing", name="Any", bound_as="Any")
 _TORCH = Import(module="torch", name=None, bound_as="torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardText:
-    """What the templates of `forward` and `core` lay out: source text, already in the generated module's names."""
+    """What the templates of `forward` and `prologue` lay out: source text, already in the generated module's names."""
 
+    decorators: tuple[str, ...]
     signature: str
     returns: str
     passed: str
     entering: str
+    rest: str
     hoisted: tuple[str, ...]
-    hoisted_comment: tuple[str, ...]
+    hoisted_comment: list[str]
+    hoisting: str
+    prologue_signature: str
+    results: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,22 +47,34 @@ class CoreText:
 def region_forward(source: Source, trees: Trees, names: Names, forward: Forward, region: Region) -> ForwardText:
     """The generated forward. Its signature is upstream's, with the keyword arguments that upstream's decorators take."""
     signature, returns = _declaration(source, trees, names, forward)
-    rest = _keywords_name(forward.parameters)
-    entering = [f"{name}={name}" for name in _core_names(forward, region)]
+    rest = _keywords_name(forward)
+    targets = list(dict.fromkeys(target for call in region.hoisted for target in call.targets))
+    read = {name for call in region.hoisted for name in call.reads}
+    parameters = [p for p in forward.parameters if not p.is_variadic and p.name in read]
+    entering = [f"{name}={name}" for name in _core_names(forward, region) if name not in targets]
+    if targets:
+        names.imports.add(_ANY)
     return ForwardText(
+        decorators=_renaming(source, names, forward),
         signature=signature,
         returns=returns,
         passed=passed_on(forward.parameters, rest),
-        entering=", ".join([*entering, f"**{rest}"]),
+        entering=", ".join([*entering, *(["**hoisted"] if targets else []), *_spread(rest)]),
+        rest=rest or "",
         hoisted=tuple(_hoisted(source, trees, names, forward, call) for call in region.hoisted),
         hoisted_comment=_hoisted_comment(region),
+        hoisting=", ".join(f"{p.name}={p.name}" for p in parameters),
+        prologue_signature=", ".join(
+            ["self", *(_parameter(names, source, forward, p) for p in parameters), f"{rest}: dict[str, Any]"]
+        ),
+        results=", ".join(f'"{target}": {target}' for target in targets),
     )
 
 
 def region_core(source: Source, trees: Trees, names: Names, forward: Forward, region: Region) -> CoreText:
     """The generated core: explicit tensors in, upstream's forward called with the prologue's results."""
     declared = {parameter.name: parameter for parameter in forward.parameters}
-    rest = _keywords_name(forward.parameters)
+    rest = _keywords_name(forward)
     annotations = {shape.name: "int | None" if shape.is_python_int else "torch.Tensor" for shape in region.contract}
     entries = []
     for name in _core_names(forward, region):
@@ -64,7 +84,7 @@ def region_core(source: Source, trees: Trees, names: Names, forward: Forward, re
             entries.append(f"{name}: {annotations.get(name, 'torch.Tensor')}")
             names.imports.add(_TORCH)
     variadic = next((p for p in forward.parameters if p.kind is ParameterKind.VAR_KEYWORD), None)
-    entries.append(f"**{_parameter(names, source, forward, variadic)}" if variadic else f"**{rest}")
+    entries += [f"**{_parameter(names, source, forward, variadic)}"] if variadic else _spread(rest)
     returns = _returns(names, source.file(forward.owner.file), forward)
     passed = []
     for parameter in forward.parameters:
@@ -76,7 +96,7 @@ def region_core(source: Source, trees: Trees, names: Names, forward: Forward, re
         f"{key}={target}" for call in region.hoisted for key, target in zip(call.keys, call.targets, strict=True)
     ]
     return CoreText(
-        signature=", ".join(["self", *entries]) + ",", returns=returns, passed=", ".join([*passed, f"**{rest}"])
+        signature=", ".join(["self", *entries]) + ",", returns=returns, passed=", ".join([*passed, *_spread(rest)])
     )
 
 
@@ -109,8 +129,16 @@ def _core_names(forward: Forward, region: Region) -> list[str]:
     return list(dict.fromkeys([*own, *(target for call in region.hoisted for target in call.targets)]))
 
 
-def _keywords_name(parameters: tuple[Parameter, ...]) -> str:
-    return next((p.name for p in parameters if p.kind is ParameterKind.VAR_KEYWORD), "kwargs")
+def _keywords_name(forward: Forward) -> str | None:
+    """The name of the parameter that takes further keyword arguments; None where upstream takes none."""
+    named = next((p.name for p in forward.parameters if p.kind is ParameterKind.VAR_KEYWORD), None)
+    # Upstream's decorators take `return_dict` and the like from keyword arguments that the signature doesn't show.
+    takes_more = forward.prologue or not all(map(_renames, forward.decorators))
+    return "kwargs" if named is None and takes_more else named
+
+
+def _spread(rest: str | None) -> list[str]:
+    return [f"**{rest}"] if rest is not None else []
 
 
 def _declaration(source: Source, trees: Trees, names: Names, forward: Forward) -> tuple[str, str]:
@@ -128,11 +156,20 @@ def _declaration(source: Source, trees: Trees, names: Names, forward: Forward) -
         entries.append(f"{star}{_parameter(names, source, forward, parameter)}{default}")
         previous = parameter.kind
     if not any(parameter.kind is ParameterKind.VAR_KEYWORD for parameter in forward.parameters):
-        # Upstream's decorators take `return_dict` and the like from keyword arguments that the signature doesn't show.
-        entries.append("**kwargs")
+        entries += _spread(_keywords_name(forward))
     # Upstream's trailing comma keeps one parameter to a line.
     comma = "," if trees.method(forward.owner, "forward").has_trailing_comma else ""
     return ", ".join(entries) + comma, _returns(names, origin, forward)
+
+
+def _renaming(source: Source, names: Names, forward: Forward) -> tuple[str, ...]:
+    """The decorators by which callers may still use an argument's former name."""
+    kept = filter(_renames, forward.decorators)
+    return tuple(_moved(names, source.file(forward.owner.file), each) for each in kept)
+
+
+def _renames(decorator: str) -> bool:
+    return decorator.partition("(")[0].rpartition(".")[2] in RENAMING
 
 
 def _returns(names: Names, origin: SourceFile, forward: Forward) -> str:
@@ -170,16 +207,22 @@ def _hoisted(source: Source, trees: Trees, names: Names, forward: Forward, call:
     """One prologue statement in the generated module's names; the forward's own names stay."""
     statement = cst.parse_statement(call.text)
     assert isinstance(statement, cst.SimpleStatementLine)
-    method = trees.method(forward.owner, "forward").method
-    moved = statement.visit(Move(names, source.file(forward.owner.file), method))
+    mover = Move(names, source.file(call.span.file), trees.method(forward.owner, "forward").method)
+    if call.within:
+        mover.local = frozenset(name for each in forward.prologue for name in ("kwargs", *each.targets, *each.reads))
+    moved = statement.visit(mover)
     assert isinstance(moved, cst.SimpleStatementLine)
     return cst.Module(body=(moved,)).code.strip()
 
 
-def _hoisted_comment(region: Region) -> tuple[str, ...]:
+def _hoisted_comment(region: Region) -> list[str]:
     if not region.hoisted:
-        return ()
-    first, last = region.hoisted[0].first_line, region.hoisted[-1].last_line
-    file = region.hoisted[0].span.file.rpartition("/")[2]
-    lines = f"{file}:{first}-{last}" if last > first else f"{file}:{first}"
-    return (f"vgen prologue: computed from values, so outside of the graph ({lines}).",)
+        return []
+    own = [call for call in region.hoisted if not call.within]
+    places = [(own[0].span.file, own[0].first_line, own[-1].last_line)] if own else []
+    places += [(call.span.file, call.first_line, call.last_line) for call in region.hoisted if call.within]
+    lines: dict[str, list[str]] = {}
+    for file, first, last in places:
+        lines.setdefault(file.rpartition("/")[2], []).append(f"{first}-{last}" if last > first else f"{first}")
+    where = "; ".join(f"{file}:{', '.join(found)}" for file, found in lines.items())
+    return textwrap.wrap(f"vgen prologue: computed from values, so outside of the graph ({where}).", 110)

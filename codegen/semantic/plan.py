@@ -115,12 +115,13 @@ def shape_words(shape: ArgumentShape) -> str:
     """What a contract says of one argument: `(batch, seq_len, fixed)`."""
     if shape.is_python_int:
         return "a Python int"
-    if not shape.is_tensor:
-        return "a Python value"
+    if shape.is_unknown:
+        return "tensors of any shape" if shape.is_tuple else "a tensor of any shape"
     if shape.dims is None:
-        return "a tensor of any shape"
+        return "a Python value, or a tensor of any shape"
     names = ["fixed" if dim is None else str(dim) for dim in shape.dims]
-    return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+    dims = f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+    return f"tensors, each {dims}" if shape.is_tuple else dims
 
 
 def _carrier(carrier: Carrier, identity: Identity | None = None) -> Thing:
@@ -129,8 +130,10 @@ def _carrier(carrier: Carrier, identity: Identity | None = None) -> Thing:
 
     made = dict.fromkeys(name(child.target) if child.target else child.callee for child in carrier.exchanged)
     text = f"exchanges {', '.join(made) or 'nothing itself'}"
-    if carrier.init != carrier.ref:
+    if carrier.init is not None and carrier.init != carrier.ref:
         text += f", by the __init__ of {name(carrier.init)}"
+    methods = [method for _, method in carrier.methods]
+    text += f", in {', '.join(methods)}" if methods else ""
     if carrier.base is not None:
         text += f", on {name(carrier.base)}"
     return Thing(subject=name(carrier.ref), text=text, span=carrier.span)

@@ -17,10 +17,10 @@ def print_diff(console: Console, label: str, drifts: Sequence[Drift]) -> None:
             console.print(Text(line, style=_line_style(line)), soft_wrap=True)
 
 
-def print_check(console: Console, label: str, drifts: Sequence[Drift], reasons: Sequence[str]) -> None:
+def print_check(console: Console, label: str, drifts: Sequence[Drift], reasons: Sequence[str], note: str = "") -> None:
     """The state of a package, then its files, then why they changed."""
     if not drifts:
-        console.print(Text.assemble((f"{label}: ", "bold"), ("same", "green")))
+        console.print(Text.assemble((f"{label}: ", "bold"), ("same", "green"), (note, "dim")), soft_wrap=True)
         return
     console.print(Text.assemble((f"{label}: ", "bold"), ("drift", "yellow")))
     for drift in drifts:

@@ -22,10 +22,16 @@ class Row:
     role: str
     granularity: str
     dynamic_dims: tuple[str, ...]
+    any_shape: tuple[str, ...]
     hoisted: tuple[str, ...]
     rewrites: tuple[str, ...]
     hazards: tuple[str, ...]
     lines: int
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """As `Region.dynamic`."""
+        return (*self.dynamic_dims, *(f"all of {name}" for name in self.any_shape))
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -46,6 +52,7 @@ def rows(package: Package) -> tuple[Row, ...]:
                 role=region.role.value,
                 granularity=region.granularity.value,
                 dynamic_dims=region.dynamic_dims,
+                any_shape=region.any_shape,
                 hoisted=tuple(call.helper.name for call in region.hoisted),
                 rewrites=tuple(describe_rewrite(rewrite) for rewrite in plan.rewrites if rewrite.ref in within),
                 hazards=tuple(describe_hazard(hazard) for hazard in plan.unresolved if hazard.owner in within),
@@ -77,8 +84,8 @@ def reach(region: Region, facts: ModelFacts, plan: Plan) -> frozenset[Ref]:
 
 
 def total_lines(package: Package) -> int:
-    """Lines of all Python files of the package."""
-    return sum(text.count("\n") for path, text in package.files.items() if path.endswith(".py"))
+    """Lines of the Python files that were generated."""
+    return sum(text.count("\n") for path, text in package.files.items() if path.endswith(".py") and "/" not in path)
 
 
 def elsewhere(package: Package) -> tuple[tuple[Rewrite, ...], tuple[Hazard, ...]]:
@@ -112,7 +119,7 @@ def _lengths(package: Package) -> dict[str, int]:
     """Lines of each generated class, decorators included."""
     found: dict[str, int] = {}
     for path, text in package.files.items():
-        if path.endswith(".py"):
+        if path.endswith(".py") and "/" not in path:
             for node in ast.parse(text).body:
                 if isinstance(node, ast.ClassDef):
                     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])

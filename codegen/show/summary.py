@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..output import Usage, usage
+from ..output import Usage, default_folder, usage
 from ..publish import Published
 from .console import console, show
 from .data import dumps
@@ -95,7 +95,12 @@ def _print_report(terminal: Console, report: Published) -> None:
 
 
 def _print_packages(terminal: Console, package: Package, out: Path) -> None:
-    missing = [name for name in package.plan.packages if not (out / name / "__init__.py").is_file()]
+    folders = (out,) if package.runtime_files else (out, default_folder())
+    missing = [
+        name
+        for name in package.plan.packages
+        if not any((folder / name / "__init__.py").is_file() for folder in folders)
+    ]
     if missing:
         text = f"  not built yet, so upstream's is used: {', '.join(missing)} (`vgen build {' '.join(missing)}`)"
         terminal.print(Text(text, style="yellow"))

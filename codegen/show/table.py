@@ -26,6 +26,11 @@ def package_table(package: Package, width: int) -> RenderableType:
         (package.model, "bold"),
         f"  {_count(len(found), 'region')}, {_count(classes, 'class', 'classes')}, {total_lines(package)} lines",
     )
+    if not found:
+        text = Text(
+            "no region of its own: its parts are models, and compiled where their packages are built", style="dim"
+        )
+        return Group(title, "", text, "", *_notes(package))
     table = _wide(found)
     # A table whose cells are folded in the middle of a name is harder to read than a list.
     ample = Console(width=1000)
@@ -49,7 +54,7 @@ def _wide(found: Sequence[Row]) -> Table:
         table.add_row(
             Text.assemble((row.tag, "bold cyan"), "\n", row.cls),
             f"{row.role}\n{row.granularity}",
-            _stack(row.dynamic_dims),
+            _stack(row.dynamic),
             _stack(row.hoisted),
             _stack(row.rules),
             _stack([hazard.replace(" ", "\n") for hazard in row.hazards], style="yellow"),
@@ -69,7 +74,7 @@ def _narrow(found: Sequence[Row]) -> RenderableType:
         grid.add_row("class", row.cls)
         grid.add_row("role", row.role)
         grid.add_row("granularity", row.granularity)
-        grid.add_row("dynamic dimensions", _inline(row.dynamic_dims))
+        grid.add_row("dynamic dimensions", _inline(row.dynamic))
         grid.add_row("hoisted calls", _inline(row.hoisted))
         grid.add_row("rewrites", _inline(row.rewrites))
         grid.add_row("unresolved hazards", _inline(row.hazards, style="yellow"))

@@ -9,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..facts import ArgumentShape, Hazard, PrologueCall, Ref, Span
-from ..plan import Carrier, Region
+from ..plan import Carrier, Granularity, Region, reached
 from .rows import describe_rewrite, granularity_words, reach
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def package_tree(package: Package) -> Tree:
     """The whole explanation of one model."""
     facts, plan = package.facts, package.plan
-    tree = Tree(_line((package.model, "bold"), f"  {plan.file}"), guide_style="dim")
+    tree = Tree(_line((package.model, "bold"), f"  {plan.file.removeprefix('.')}"), guide_style="dim")
     entries = _branch(tree, "entries", f"what a user loads ({len(plan.entries)})")
     for ref in plan.entries:
         fact = facts.find(ref)
@@ -27,9 +27,10 @@ def package_tree(package: Package) -> Tree:
     regions = _branch(tree, "regions", f"what is compiled ({len(plan.regions)})")
     for region in plan.regions:
         _region(regions, region, package)
-    carriers = _branch(tree, "carriers", f"what makes generated children ({len(plan.carriers)})")
-    for carrier in plan.carriers:
-        _carrier(carriers, carrier, plan.order)
+    if plan.carriers:
+        carriers = _branch(tree, "carriers", f"what makes generated children ({len(plan.carriers)})")
+        for carrier in plan.carriers:
+            _carrier(carriers, carrier, plan.order)
     if plan.rewrites:
         rewrites = _branch(tree, "rewrites", f"({len(plan.rewrites)})")
         for rewrite in plan.rewrites:
@@ -55,7 +56,13 @@ def _region(parent: Tree, region: Region, package: Package) -> None:
     facts, plan = package.facts, package.plan
     branch = parent.add(_line((region.tag, "bold cyan"), f"  {region.ref.name}", _place(region.span)))
     words = granularity_words(region.granularity)
-    roles = [role for role in facts.roles if role.ref == region.ref and role.role is region.role]
+    is_block = region.granularity is Granularity.BLOCK
+    roles = [
+        role
+        for role in facts.roles
+        if role.role is region.role
+        and (role.ref == region.ref or (is_block and region.ref in reached(facts, role.ref)))
+    ]
     told = any(role.reason == region.reason for role in roles)
     branch.add(
         _line(
@@ -109,12 +116,16 @@ def _argument(parent: Tree, shape: ArgumentShape, *, dropped: bool) -> None:
 def _shape(shape: ArgumentShape) -> str:
     if shape.is_python_int:
         return "a Python int that may change from call to call"
+    names = ", ".join("fixed" if dim is None else str(dim) for dim in shape.dims or ())
+    dims = f"({names}{',' if shape.dims and len(shape.dims) == 1 else ''})"
+    if shape.is_tuple:
+        said = f"each {dims} by its documentation" if shape.dims is not None else "no evidence of their shapes"
+        return f"tensors, {said}: every dimension may change"
     if not shape.is_tensor:
-        return "a Python value"
-    if shape.dims is None:
-        return "a tensor, every dimension may change"
-    names = ["fixed" if dim is None else str(dim) for dim in shape.dims]
-    return f"a tensor ({', '.join(names)}{',' if len(names) == 1 else ''})"
+        return "unannotated, and nothing says what it is: if it is a tensor, every dimension may change"
+    if shape.dims is not None:
+        return f"a tensor {dims}"
+    return f"a tensor, {'' if shape.disagreement else 'no evidence of its shape: '}every dimension may change"
 
 
 def _call(parent: Tree, call: PrologueCall) -> None:
@@ -125,7 +136,9 @@ def _call(parent: Tree, call: PrologueCall) -> None:
 
 def _carrier(parent: Tree, carrier: Carrier, order: Iterable[Ref]) -> None:
     branch = parent.add(_line((carrier.ref.name, "bold"), _place(carrier.span), f"  {carrier.reason}"))
-    if carrier.init != carrier.ref:
+    if carrier.methods:
+        branch.add(_line(f"it makes children in {', '.join(f'{name}()' for _, name in carrier.methods)} too"))
+    if carrier.init is not None and carrier.init != carrier.ref:
         branch.add(_line(f"its __init__ is that of {carrier.init.name}"))
     if carrier.base is not None:
         branch.add(_line(f"which runs that of {carrier.base.name} through super()"))
@@ -135,7 +148,9 @@ def _carrier(parent: Tree, carrier: Carrier, order: Iterable[Ref]) -> None:
         made = "exchanged" if child.target in generated else "made by the runtime's dispatcher"
         many = ", repeated" if child.repeated else ""
         many += ", conditional" if child.conditional else ""
-        branch.add(_at(f"self.{child.attribute} = {child.callee}(…): {target}, {made}{many}", child.span))
+        what = f"self.{child.attribute} = " if child.attribute else ""
+        many += f", in {child.method}()" if child.method != "__init__" else ""
+        branch.add(_at(f"{what}{child.callee}(…): {target}, {made}{many}", child.span))
 
 
 def _hazard(hazard: Hazard) -> Text:

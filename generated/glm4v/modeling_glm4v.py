@@ -6,6 +6,7 @@
 """Compiled subclasses of Transformers' glm4v models."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,13 +15,23 @@ from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm4v import modeling_glm4v as upstream
-from transformers.models.glm4v.configuration_glm4v import Glm4vConfig, Glm4vVisionConfig
+from transformers.models.glm4v.configuration_glm4v import Glm4vConfig, Glm4vTextConfig, Glm4vVisionConfig
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import get_max_seqlen, is_flash_attention_requested
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
-from vgen.runtime import AsUpstream, Compiled, Contract, Region, Role, packed_attention, size, tensor
+from vgen.runtime import (
+    AsUpstream,
+    Compiled,
+    Contract,
+    Region,
+    Role,
+    grouped_attention,
+    packed_attention,
+    size,
+    tensor,
+)
 
 
 class Glm4vVisionAttention(upstream.Glm4vVisionAttention):
@@ -84,6 +95,7 @@ class Glm4vVisionAttention(upstream.Glm4vVisionAttention):
                 key_states,
                 value_states,
                 cu_seqlens,
+                max_seqlen=max_seqlen,
                 scaling=self.scaling,
                 dropout=0.0 if not self.training else self.attention_dropout,
                 **kwargs,
@@ -101,6 +113,74 @@ class Glm4vVisionBlock(upstream.Glm4vVisionBlock):
         self.norm2 = upstream.Glm4vRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attn = Glm4vVisionAttention(config)
         self.mlp = upstream.Glm4VisionMlp(config, bias=False)
+
+
+class Glm4vTextAttention(upstream.Glm4vTextAttention):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[FlashAttentionKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor] | None]:
+        if not torch.compiler.is_compiling():
+            return super().forward(
+                hidden_states=hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+
+        bsz, q_len, _ = hidden_states.size()
+
+        query_states = self.q_proj(hidden_states)
+        key_states = self.k_proj(hidden_states)
+        value_states = self.v_proj(hidden_states)
+
+        query_states = query_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
+        key_states = key_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
+        value_states = value_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
+
+        cos, sin = position_embeddings
+        query_states, key_states = upstream.apply_rotary_pos_emb(query_states, key_states, cos, sin)
+
+        if past_key_values is not None:
+            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+
+        # vgen grouped-attention: one new token attends as it does in eager, by a branch that upstream leaves
+        # out of graphs (sdpa_attention.py:132).
+        attention_interface: Callable = grouped_attention(
+            ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, upstream.eager_attention_forward)
+        )
+
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=0.0 if not self.training else self.attention_dropout,
+            scaling=self.scaling,
+            **kwargs,
+        )
+
+        attn_output = attn_output.reshape(bsz, q_len, -1).contiguous()
+        attn_output = self.o_proj(attn_output)
+        return attn_output, attn_weights
+
+
+class Glm4vTextDecoderLayer(upstream.Glm4vTextDecoderLayer):
+    def __init__(self, config: Glm4vTextConfig, layer_idx: int):
+        super(upstream.Glm4vTextDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = Glm4vTextAttention(config, layer_idx)
+        self.mlp = upstream.Glm4vTextMLP(config)
+        self.input_layernorm = upstream.Glm4vRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = upstream.Glm4vRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_self_attn_layernorm = upstream.Glm4vRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_mlp_layernorm = upstream.Glm4vRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class Glm4vVisionModel(AsUpstream, Compiled, upstream.Glm4vVisionModel):
@@ -154,17 +234,13 @@ class Glm4vVisionModel(AsUpstream, Compiled, upstream.Glm4vVisionModel):
             return super().forward(hidden_states=hidden_states, grid_thw=grid_thw, **kwargs)
 
         # vgen prologue: computed from values, so outside of the graph (modeling_glm4v.py:736-737).
+        hoisted = self.region.prologue(self, kwargs, grid_thw=grid_thw)
+        return self.region(self, hidden_states=hidden_states, grid_thw=grid_thw, **hoisted, **kwargs)
+
+    def prologue(self, grid_thw: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         position_ids = get_vision_position_ids(grid_thw, self.spatial_merge_size, kwargs=kwargs)
         cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config, kwargs=kwargs)
-        return self.region(
-            self,
-            hidden_states=hidden_states,
-            grid_thw=grid_thw,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            **kwargs,
-        )
+        return {"position_ids": position_ids, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
 
     def core(
         self,
@@ -199,6 +275,22 @@ class Glm4vTextModel(AsUpstream, Compiled, upstream.Glm4vTextModel):
         rotary=True,
         records_outputs=True,
     )
+
+    def __init__(self, config: Glm4vTextConfig):
+        super(upstream.Glm4vTextModel, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [Glm4vTextDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = upstream.Glm4vRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = upstream.Glm4vTextRotaryEmbedding(config=config)
+
+        self.gradient_checkpointing = False
+        # Initialize weights and apply final processing
+        self.post_init()
 
     def forward(
         self,

@@ -6,6 +6,7 @@
 """Compiled subclasses of Transformers' qwen2_vl models."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +16,23 @@ from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl import modeling_qwen2_vl as upstream
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLVisionConfig
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import get_max_seqlen, is_flash_attention_requested
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
-from vgen.runtime import AsUpstream, Compiled, Contract, Region, Role, packed_attention, size, tensor
+from vgen.runtime import (
+    AsUpstream,
+    Compiled,
+    Contract,
+    Region,
+    Role,
+    grouped_attention,
+    packed_attention,
+    size,
+    tensor,
+)
 
 
 class VisionAttention(upstream.VisionAttention):
@@ -85,6 +96,7 @@ class VisionAttention(upstream.VisionAttention):
                 key_states,
                 value_states,
                 cu_seqlens,
+                max_seqlen=max_seqlen,
                 scaling=self.scaling,
                 dropout=0.0 if not self.training else self.attention_dropout,
                 **kwargs,
@@ -104,6 +116,83 @@ class Qwen2VLVisionBlock(upstream.Qwen2VLVisionBlock):
 
         self.attn = VisionAttention(config=config)
         self.mlp = upstream.VisionMlp(dim=config.embed_dim, hidden_dim=mlp_hidden_dim, hidden_act=config.hidden_act)
+
+
+class Qwen2VLAttention(upstream.Qwen2VLAttention):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[FlashAttentionKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor] | None]:
+        if not torch.compiler.is_compiling():
+            return super().forward(
+                hidden_states=hidden_states,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+
+        bsz, q_len, _ = hidden_states.size()
+
+        query_states = self.q_proj(hidden_states)
+        key_states = self.k_proj(hidden_states)
+        value_states = self.v_proj(hidden_states)
+
+        query_states = query_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
+        key_states = key_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
+        value_states = value_states.view(bsz, q_len, -1, self.head_dim).transpose(1, 2)
+
+        cos, sin = position_embeddings
+        query_states, key_states = upstream.apply_rotary_pos_emb(query_states, key_states, cos, sin)
+
+        if past_key_values is not None:
+            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+
+        # vgen grouped-attention: one new token attends as it does in eager, by a branch that upstream leaves
+        # out of graphs (sdpa_attention.py:132).
+        attention_interface: Callable = grouped_attention(
+            ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, upstream.eager_attention_forward)
+        )
+
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=0.0 if not self.training else self.attention_dropout,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            position_ids=position_ids,  # pass positions for FA2
+            **kwargs,
+        )
+
+        attn_output = attn_output.reshape(bsz, q_len, -1).contiguous()
+        attn_output = self.o_proj(attn_output)
+        return attn_output, attn_weights
+
+
+class Qwen2VLDecoderLayer(upstream.Qwen2VLDecoderLayer):
+    def __init__(self, config: Qwen2VLTextConfig, layer_idx: int):
+        super(upstream.Qwen2VLDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+
+        if config.use_sliding_window and not is_flash_attention_requested(config):
+            upstream.logger.warning_once(
+                f"Sliding Window Attention is enabled but not implemented for `{config._attn_implementation}`; "
+                "unexpected results may be encountered."
+            )
+        self.self_attn = Qwen2VLAttention(config, layer_idx)
+
+        self.mlp = upstream.Qwen2MLP(config)
+        self.input_layernorm = upstream.Qwen2VLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = upstream.Qwen2VLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
 class Qwen2VisionTransformerPretrainedModel(AsUpstream, Compiled, upstream.Qwen2VisionTransformerPretrainedModel):
@@ -148,16 +237,13 @@ class Qwen2VisionTransformerPretrainedModel(AsUpstream, Compiled, upstream.Qwen2
             return super().forward(hidden_states=hidden_states, grid_thw=grid_thw, **kwargs)
 
         # vgen prologue: computed from values, so outside of the graph (modeling_qwen2_vl.py:688-689).
+        hoisted = self.region.prologue(self, kwargs, grid_thw=grid_thw)
+        return self.region(self, hidden_states=hidden_states, **hoisted, **kwargs)
+
+    def prologue(self, grid_thw: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         position_ids = get_vision_position_ids(grid_thw, self.spatial_merge_size, kwargs=kwargs)
         cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config, kwargs=kwargs)
-        return self.region(
-            self,
-            hidden_states=hidden_states,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            **kwargs,
-        )
+        return {"position_ids": position_ids, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
 
     def core(
         self,
@@ -191,6 +277,24 @@ class Qwen2VLTextModel(AsUpstream, Compiled, upstream.Qwen2VLTextModel):
         rotary=True,
         records_outputs=True,
     )
+
+    def __init__(self, config: Qwen2VLTextConfig):
+        super(upstream.Qwen2VLTextModel, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [Qwen2VLDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self._attn_implementation = config._attn_implementation
+        self.norm = upstream.Qwen2VLRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.has_sliding_layers = "sliding_attention" in self.config.layer_types
+        self.rotary_emb = upstream.Qwen2VLRotaryEmbedding(config=config)
+
+        self.gradient_checkpointing = False
+        # Initialize weights and apply final processing
+        self.post_init()
 
     def forward(
         self,

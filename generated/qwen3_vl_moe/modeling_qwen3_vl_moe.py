@@ -6,6 +6,7 @@
 """Compiled subclasses of Transformers' qwen3_vl_moe models."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,11 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import AutoModel
 from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe as upstream
-from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import Qwen3VLMoeConfig, Qwen3VLMoeVisionConfig
+from transformers.models.qwen3_vl_moe.configuration_qwen3_vl_moe import (
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeTextConfig,
+    Qwen3VLMoeVisionConfig,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import get_max_seqlen, is_flash_attention_requested
@@ -32,10 +37,79 @@ from vgen.runtime import (
     Region,
     Role,
     child_from_config,
+    grouped_attention,
     packed_attention,
     size,
     tensor,
 )
+
+
+class Qwen3VLMoeTextAttention(upstream.Qwen3VLMoeTextAttention):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[FlashAttentionKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not torch.compiler.is_compiling():
+            return super().forward(
+                hidden_states=hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+
+        query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+        key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+
+        cos, sin = position_embeddings
+        query_states, key_states = upstream.apply_rotary_pos_emb(query_states, key_states, cos, sin)
+
+        if past_key_values is not None:
+            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+
+        # vgen grouped-attention: one new token attends as it does in eager, by a branch that upstream leaves
+        # out of graphs (sdpa_attention.py:132).
+        attention_interface: Callable = grouped_attention(
+            ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, upstream.eager_attention_forward)
+        )
+
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=0.0 if not self.training else self.attention_dropout,
+            scaling=self.scaling,
+            **kwargs,
+        )
+
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        attn_output = self.o_proj(attn_output)
+        return attn_output, attn_weights
+
+
+class Qwen3VLMoeTextDecoderLayer(upstream.Qwen3VLMoeTextDecoderLayer):
+    def __init__(self, config: Qwen3VLMoeTextConfig, layer_idx: int):
+        super(upstream.Qwen3VLMoeTextDecoderLayer, self).__init__()
+        self.self_attn = Qwen3VLMoeTextAttention(config, layer_idx)
+        if (layer_idx not in config.mlp_only_layers) and (
+            config.num_experts > 0 and (layer_idx + 1) % config.decoder_sparse_step == 0
+        ):
+            self.mlp = upstream.Qwen3VLMoeTextSparseMoeBlock(config)
+        else:
+            self.mlp = upstream.Qwen3VLMoeTextMLP(config, intermediate_size=config.intermediate_size)
+        self.input_layernorm = upstream.Qwen3VLMoeTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = upstream.Qwen3VLMoeTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_size = config.hidden_size
 
 
 class Qwen3VLMoeVisionAttention(upstream.Qwen3VLMoeVisionAttention):
@@ -99,6 +173,7 @@ class Qwen3VLMoeVisionAttention(upstream.Qwen3VLMoeVisionAttention):
                 key_states,
                 value_states,
                 cu_seqlens,
+                max_seqlen=max_seqlen,
                 scaling=self.scaling,
                 dropout=0.0 if not self.training else self.attention_dropout,
                 **kwargs,
@@ -126,6 +201,8 @@ class Qwen3VLMoeVisionModel(AsUpstream, Compiled, upstream.Qwen3VLMoeVisionModel
         role=Role.ENCODER,
         contract=Contract(
             hidden_states=tensor("seq_len", None),
+            interp_indices=tensor("total_thw", "n_taps"),
+            interp_weights=tensor("total_thw", "n_taps"),
             position_ids=tensor("total_tokens", None),
             cu_seqlens=tensor("num_segments_plus_1"),
             max_seqlen=size(),
@@ -180,6 +257,10 @@ class Qwen3VLMoeVisionModel(AsUpstream, Compiled, upstream.Qwen3VLMoeVisionModel
             return super().forward(hidden_states=hidden_states, grid_thw=grid_thw, **kwargs)
 
         # vgen prologue: computed from values, so outside of the graph (modeling_qwen3_vl_moe.py:710-719).
+        hoisted = self.region.prologue(self, kwargs, grid_thw=grid_thw)
+        return self.region(self, hidden_states=hidden_states, **hoisted, **kwargs)
+
+    def prologue(self, grid_thw: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         interp_indices, interp_weights = get_vision_interpolation_indices_and_weights(
             grid_thw,
             num_grid_per_side=self.num_grid_per_side,
@@ -190,16 +271,13 @@ class Qwen3VLMoeVisionModel(AsUpstream, Compiled, upstream.Qwen3VLMoeVisionModel
         )
         position_ids = get_vision_position_ids(grid_thw, self.spatial_merge_size, kwargs=kwargs)
         cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config, kwargs=kwargs)
-        return self.region(
-            self,
-            hidden_states=hidden_states,
-            interp_indices=interp_indices,
-            interp_weights=interp_weights,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            **kwargs,
-        )
+        return {
+            "interp_indices": interp_indices,
+            "interp_weights": interp_weights,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "max_seqlen": max_seqlen,
+        }
 
     def core(
         self,
@@ -233,11 +311,27 @@ class Qwen3VLMoeTextModel(AsUpstream, Compiled, upstream.Qwen3VLMoeTextModel):
             input_ids=tensor("batch_size", "sequence_length"),
             attention_mask=tensor("batch_size", "kv_length"),
             inputs_embeds=tensor("batch_size", "sequence_length", None),
-            visual_pos_masks=tensor("batch_size", "kv_length"),
+            visual_pos_masks=tensor("batch_size", "seqlen"),
         ),
         rotary=True,
         records_outputs=True,
     )
+
+    def __init__(self, config: Qwen3VLMoeTextConfig):
+        super(upstream.Qwen3VLMoeTextModel, self).__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [Qwen3VLMoeTextDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = upstream.Qwen3VLMoeTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = upstream.Qwen3VLMoeTextRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+
+        # Initialize weights and apply final processing
+        self.post_init()
 
     def forward(
         self,

@@ -56,7 +56,8 @@ class WhisperDecoder(AsUpstream, Compiled, upstream.WhisperDecoder):
         contract=Contract(
             input_ids=tensor("batch_size", "sequence_length"),
             attention_mask=tensor("batch_size", "kv_length"),
-            encoder_hidden_states=tensor("batch_size", "encoder_encoder_sequence_length", None),
+            encoder_hidden_states=tensor("batch_size", "encoder_sequence_length", None),
+            inputs_embeds=tensor("batch_size", "sequence_length", None),
         ),
         records_outputs=True,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, StaticCache
 
 from vgen.runtime import Contract, size, tensor
 from vgen.runtime.contract import Violation
@@ -152,3 +152,25 @@ def test_mark_static_marks_what_is_not_named() -> None:
     embeds = torch.zeros(2, 3, 8)
     TEXT.mark_static({"embeds": embeds, "ids": None})
     assert embeds._dynamo_static_indices == {2}  # type: ignore[attr-defined]
+
+
+def test_of_a_cache_only_batch_and_length_are_dynamic() -> None:
+    """Also where nothing that is computed with it fixes the rest: on a GPU, attention in a kernel of cuDNN doesn't."""
+    cache = EncoderDecoderCache(StaticCache(config=LlamaConfig(num_hidden_layers=1), max_cache_len=9), DynamicCache())
+    for each in (cache.self_attention_cache, cache.cross_attention_cache):
+        each.update(torch.zeros(2, 4, 3, 8), torch.zeros(2, 4, 3, 6), 0)
+    TEXT.mark_static({"cache": cache})
+    shapes: list[tuple[int | torch.SymInt, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        values = (node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder")
+        shapes.extend(tuple(each.shape) for each in values if isinstance(each, torch.Tensor) and each.ndim == 4)
+        return graph
+
+    def core(cache: Any) -> list[torch.Tensor]:
+        parts = (cache.self_attention_cache, cache.cross_attention_cache)
+        return [states + 1 for part in parts for layer in part.layers for states in (layer.keys, layer.values)]
+
+    torch.compile(core, backend=backend, fullgraph=True, dynamic=True)(cache)
+    # To compare a symbol with a number would fix it.
+    assert [[type(length) for length in shape] for shape in shapes] == [[torch.SymInt, int] * 2] * 4

@@ -3,6 +3,7 @@
 
 import copy
 import logging
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -142,6 +143,28 @@ def test_what_cannot_be_captured_runs_uncompiled(tiny: Any) -> None:
     (reason,) = counters()["llama.decoder"].fallbacks
     assert reason.startswith("it can't be compiled: Unsupported: ")
     assert counters()["llama.decoder"].fallbacks[reason] == 2
+
+
+def test_cached_properties_are_computed_before_a_graph(tiny: Any) -> None:
+    """In Python 3.11 they take a lock, which no graph can."""
+    _, ours = pair(tiny)
+
+    class Padded(type(ours.model.norm)):  # type: ignore[misc]
+        @cached_property
+        def padding(self) -> int:
+            return 3
+
+        @cached_property
+        def never(self) -> int:
+            raise AssertionError("nobody reads it")
+
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden_states) + self.padding  # type: ignore[no-any-return]
+
+    ours.model.norm.__class__ = Padded
+    with torch.no_grad():
+        ours(IDS)
+    assert not counters()["llama.decoder"].fallbacks
 
 
 def test_dynamic_rope_runs_uncompiled(tiny: Any) -> None:

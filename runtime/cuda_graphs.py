@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replays compiled cores from CUDA graphs: a call launches one graph instead of some hundred kernels.
+
+What is compiled stays what it is. A call whose shapes were seen before is recorded, and replayed from then on: its arguments
+are copied into the buffers that were recorded with, and its outputs are copied out, so that no caller's tensor is overwritten
+later. Packed encoders replay few padded sizes: see `packing`. Everything else runs the compiled core.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from transformers.cache_utils import Cache, StaticCache, StaticLayer
+from transformers.utils import ModelOutput
+
+from .artifact import Form
+from .compiler import CompiledCore
+from .contract import Contract
+from .counting import tally
+from .graph_fingerprint import GraphFingerprint
+from .packing import Bucket, bucket_for
+
+logger = logging.getLogger("vgen.runtime")
+
+# The part of a GPU's memory that one region's graphs may take; the least recently used make room.
+MEMORY_SHARE = 1 / 16
+# Shapes that were seen once, whose second call is recorded.
+MAX_PENDING = 16
+MAX_REFUSED = 1024
+# What is written into the padding to see that nothing depends on it.
+POISON = 3.0
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device)
+
+
+class NotReplayableError(Exception):
+    """A call that a graph can't stand for; the message says why."""
+
+
+class Graph(Protocol):
+    """A recorded forward."""
+
+    def replay(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """Records what a function does on a device. `CudaRecorder` is the one; tests have another, without a GPU."""
+
+    def usable(self, tensor: torch.Tensor) -> bool:
+        """Whether forwards on this tensor's device can be recorded now."""
+
+    def record(self, run: Callable[[], Any]) -> tuple[Graph, Any, int]:
+        """The graph, what `run` returned (overwritten by each replay), and the bytes that both hold."""
+
+    def budget(self) -> int:
+        """Bytes that a region's graphs may hold together."""
+
+    def enter(self) -> None:
+        """Before buffers are written: wait for the last replay, if it was on another stream."""
+
+    def leave(self) -> None:
+        """After outputs were read."""
+
+    def wait(self) -> None:
+        """Until all replays are through, before a graph is freed."""
+
+
+class CudaRecorder:
+    """Records on the current CUDA device. One to a region's instance: it remembers on which stream it last replayed."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._event: torch.cuda.Event | None = None
+
+    def usable(self, tensor: torch.Tensor) -> bool:
+        return (
+            tensor.is_cuda
+            and tensor.device.index == torch.cuda.current_device()
+            and not torch.cuda.is_current_stream_capturing()
+        )
+
+    def record(self, run: Callable[[], Any]) -> tuple[Graph, Any, int]:
+        # `torch.cuda.graph` does this too; before it, what others gave back would count as room for this graph.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on: only what this one does is recorded.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = run()
+        return graph, out, max(torch.cuda.memory_reserved() - before, 0)
+
+    def budget(self) -> int:
+        return int(MEMORY_SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+    def enter(self) -> None:
+        stream = torch.cuda.current_stream()
+        if self._event is not None and stream != self._stream:
+            stream.wait_event(self._event)
+        self._stream = stream
+
+    def leave(self) -> None:
+        if self._event is None:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        assert self._stream is not None
+        self._event.record(self._stream)
+
+    def wait(self) -> None:
+        torch.cuda.synchronize()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Buffers:
+    """Where a call's arguments are copied to. `arguments` are what the core is called with; `kept` the caller's tensors
+    whose values the buffers hold already (results of a prologue, which nobody changes)."""
+
+    arguments: dict[str, Any]
+    bucket: Bucket | None
+    kept: dict[str, torch.Tensor]
+
+    @torch.inference_mode()
+    def fill(self, arguments: Mapping[str, Any]) -> None:
+        # In inference mode any tensor may be written to, also one that was made in it.
+        names = []
+        for name, value in arguments.items():
+            if self.kept.get(name) is value and value is not None:
+                continue
+            names.append(name)
+            if getattr(value, KEPT, False):
+                self.kept[name] = value
+            else:
+                self.kept.pop(name, None)
+        if self.bucket is not None:
+            self.bucket.fill(self.arguments, arguments, frozenset(names))
+            return
+        for name in names:
+            _copy(self.arguments[name], arguments[name])
+
+
+@dataclass(slots=True, kw_only=True)
+class _Recorded:
+    graph: Graph
+    buffers: _Buffers
+    output: Any
+    bytes: int
+
+
+# Set on tensors that a prologue keeps: nobody changes them.
+KEPT = "_vgen_kept"
+
+
+class GraphStore:
+    """The graphs of one instance of a region, of all its variants. A copy of the instance starts without."""
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.recorder: Recorder = CudaRecorder() if recorder is None else recorder
+        self.recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self.pending: OrderedDict[Hashable, _Buffers | None] = OrderedDict()
+        # Keys of calls that return what can't be copied out of a graph.
+        self.refused: set[Hashable] = set()
+        self.fingerprint: GraphFingerprint | None = None
+        # Whether padding is used, and whether it was seen to change nothing.
+        self.is_padding = True
+        self.is_padding_verified = False
+        self.lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+    def clear(self) -> None:
+        """Forget all graphs, and what was seen."""
+        if self.recorded:
+            self.recorder.wait()
+        self.recorded.clear()
+        self.pending.clear()
+        self.fingerprint = None
+
+    def add(self, key: Hashable, recorded: _Recorded) -> None:
+        self.recorded[key] = recorded
+        budget = self.recorder.budget()
+        while len(self.recorded) > 1 and sum(each.bytes for each in self.recorded.values()) > budget:
+            self.recorder.wait()
+            self.recorded.popitem(last=False)
+
+
+class GraphedCore:
+    """A compiled core that is replayed where that gives the same.
+
+    Args:
+        core: What runs where nothing is recorded.
+        tag: The region's compile tag.
+        contract: The region's contract.
+        is_packed: Whether tokens meet in packed attention only, so that padding is exact.
+        store: Where the graphs are.
+    """
+
+    def __init__(
+        self, core: CompiledCore | Form, *, tag: str, contract: Contract, is_packed: bool, store: GraphStore
+    ) -> None:
+        self._core = core
+        self._tag = tag
+        self._contract = contract
+        self._is_packed = is_packed
+        self._store = store
+        # Why this variant can't be recorded.
+        self._reason: str | None = None
+
+    def __call__(self, module: Any, arguments: dict[str, Any]) -> Any:
+        store = self._store
+        tensor = _first_tensor(arguments)
+        if self._reason is not None or tensor is None or torch.is_grad_enabled() or not store.recorder.usable(tensor):
+            return self._core(module, arguments)
+        bucket = bucket_for(self._contract, arguments) if self._is_packed and store.is_padding else None
+        try:
+            signature = self._signature(arguments, bucket, tensor.device)
+        except NotReplayableError:
+            return self._core(module, arguments)
+        if bucket is not None and not store.is_padding_verified and bucket.padding(arguments):
+            return self._verify(module, arguments, bucket)
+        key = (self._core, bucket.signature if bucket is not None else None, signature)
+        with store.lock:
+            recorded = store.recorded.get(key)
+            if recorded is not None:
+                assert store.fingerprint is not None
+                if store.fingerprint.holds():
+                    store.recorded.move_to_end(key)
+                    return self._replay(recorded, arguments)
+                store.clear()
+            if key in store.refused:
+                return self._core(module, arguments)
+            if key not in store.pending:
+                return self._first(key, module, arguments, bucket)
+            return self._record(key, module, arguments, bucket)
+
+    def _first(self, key: Hashable, module: Any, arguments: dict[str, Any], bucket: Bucket | None) -> Any:
+        """The first call of these shapes: on the buffers of a later recording, so that nothing is compiled in it."""
+        store = self._store
+        buffers = None
+        if bucket is None:
+            buffers = _Buffers(arguments=_buffers(arguments), bucket=None, kept={})
+            buffers.fill(arguments)
+            # It may compile for them.
+            self._contract.mark_static(buffers.arguments)
+        taken = buffers.arguments if buffers is not None else arguments
+        result = self._core(module, taken)
+        try:
+            # Copied, since it may be a view of a buffer.
+            own = _rebuilt(result, taken, arguments, None)
+        except NotReplayableError:
+            # A prefill that returns a growing cache, for one.
+            if len(store.refused) >= MAX_REFUSED:
+                store.refused.clear()
+            store.refused.add(key)
+            return result
+        store.pending[key] = buffers
+        if len(store.pending) > MAX_PENDING:
+            store.pending.popitem(last=False)
+        return own
+
+    def _verify(self, module: Any, arguments: dict[str, Any], bucket: Bucket) -> Any:
+        """The core's result. On the way, see that no bit of a padded one depends on what the padding holds: a core may
+        mix tokens outside of attention, in a mean over all of them for example."""
+        result = self._core(module, arguments)
+        outputs = []
+        for value in (0.0, POISON):
+            buffers = _padded(arguments, bucket, value)
+            outputs.append(_cut(self._core(module, buffers.arguments), arguments, bucket))
+        self._store.is_padding = _is_same(outputs[0], outputs[1]) and _is_alike(outputs[0], result)
+        self._store.is_padding_verified = True
+        if not self._store.is_padding:
+            logger.info("%s: padding changes the result, so graphs are of exact sizes", self._tag)
+        return result
+
+    def _record(self, key: Hashable, module: Any, arguments: dict[str, Any], bucket: Bucket | None) -> Any:
+        store = self._store
+        buffers = store.pending.pop(key)
+        fingerprint = GraphFingerprint(module)
+        if not fingerprint.is_plain:
+            return self._core(module, arguments)
+        if store.fingerprint is not None and not store.fingerprint.holds():
+            store.clear()
+        result: Any = None
+        if bucket is not None:
+            # The padded forward runs once as it is, so that nothing is compiled or set up while it is recorded.
+            result = self._core(module, arguments)
+            buffers = _padded(arguments, bucket)
+            self._core(module, buffers.arguments)
+        assert buffers is not None
+        buffers.fill(arguments)
+        taken = buffers.arguments
+        try:
+            graph, output, size = store.recorder.record(lambda: self._core(module, taken))
+            _rebuilt(output, taken, arguments, bucket)
+        except (RuntimeError, NotReplayableError) as error:
+            # What was recorded didn't run, so nothing happened yet.
+            self._reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            logger.info("%s runs without CUDA graphs: %s", self._tag, self._reason)
+            return self._core(module, arguments) if result is None else result
+        recorded = _Recorded(graph=graph, buffers=buffers, output=output, bytes=size)
+        if store.fingerprint is None:
+            store.fingerprint = fingerprint
+        store.add(key, recorded)
+        tally(self._tag).recordings += 1
+        return self._replay(recorded, arguments) if result is None else result
+
+    def _replay(self, recorded: _Recorded, arguments: dict[str, Any]) -> Any:
+        recorder = self._store.recorder
+        recorder.enter()
+        recorded.buffers.fill(arguments)
+        recorded.graph.replay()
+        result = _rebuilt(recorded.output, recorded.buffers.arguments, arguments, recorded.buffers.bucket)
+        recorder.leave()
+        tally(self._tag).replays += 1
+        return result
+
+    def _signature(self, arguments: Mapping[str, Any], bucket: Bucket | None, device: torch.device) -> Hashable:
+        """What the graphs of two calls can differ in, without what a bucket says.
+
+        Raises:
+            NotReplayableError: An argument can't be copied into a buffer.
+        """
+        if bucket is None:
+            return tuple((name, _describe(value, device)) for name, value in arguments.items())
+        parts: list[Hashable] = []
+        for name, value in arguments.items():
+            if name in bucket.rows:
+                parts.append((name, value.shape[1:], value.dtype, value.is_inference()))
+            elif name not in bucket.padded:
+                parts.append((name, _describe(value, device)))
+        return tuple(parts)
+
+
+def _first_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    return next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
+
+
+def _describe(value: Any, device: torch.device) -> Hashable:
+    if value is None:
+        return None
+    if isinstance(value, torch.Tensor):
+        if value.device != device:
+            raise NotReplayableError(f"an argument is on {value.device}")
+        return (value.shape, value.dtype, value.is_inference())
+    if isinstance(value, _PLAIN):
+        return (type(value), value)
+    if isinstance(value, Cache):
+        return _cache_addresses(value)
+    if isinstance(value, Mapping):
+        return tuple((key, _describe(each, device)) for key, each in value.items())
+    if isinstance(value, tuple | list):
+        return (type(value), *(_describe(each, device) for each in value))
+    raise NotReplayableError(f"an argument is a {type(value).__name__}")
+
+
+def _cache_addresses(cache: Cache) -> Hashable:
+    """Where a cache's states are. A graph writes there; layers that also count in Python can't be replayed."""
+    if type(cache) is not StaticCache:
+        raise NotReplayableError(f"the cache is a {type(cache).__name__}")
+    parts: list[Hashable] = []
+    for layer in cache.layers:
+        if type(layer) is not StaticLayer or not layer.is_initialized or getattr(layer, "record_past", False):
+            raise NotReplayableError(f"the cache has a layer of type {type(layer).__name__}")
+        keys = layer.keys
+        parts += (keys.data_ptr(), layer.values.data_ptr(), layer.cumulative_length.data_ptr())
+    return (keys.shape, keys.dtype, layer.values.shape, *parts) if cache.layers else ()
+
+
+def _buffers(value: Any) -> Any:
+    """Tensors of the same shapes to copy into. A cache is used where it is."""
+    if isinstance(value, torch.Tensor):
+        # Of the kind that the caller's is: Dynamo tells tensors that were made in inference mode apart.
+        with torch.inference_mode(value.is_inference()), torch.no_grad():
+            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+    if isinstance(value, Cache):
+        return value
+    if isinstance(value, dict):
+        return {key: _buffers(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_buffers(each) for each in value)
+    return value
+
+
+def _copy(buffer: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        buffer.copy_(value)
+    elif isinstance(value, Mapping) and not isinstance(value, Cache):
+        for key, each in value.items():
+            _copy(buffer[key], each)
+    elif isinstance(value, tuple | list):
+        for into, each in zip(buffer, value, strict=True):
+            _copy(into, each)
+
+
+def _rebuilt(output: Any, taken: Mapping[str, Any], arguments: Mapping[str, Any], bucket: Bucket | None) -> Any:
+    """A recorded output as the caller's own: tensors copied, cut to the call's tokens, caches the call's.
+
+    Raises:
+        NotReplayableError: The output holds something else.
+    """
+    if isinstance(output, torch.Tensor):
+        if bucket is None:
+            return output.clone()
+        cut = bucket.cut(output, arguments[bucket.rows[0]].shape[0])
+        if cut is None:
+            raise NotReplayableError("an output has no row for each token or group of tokens")
+        return cut.clone()
+    if output is None or isinstance(output, _PLAIN):
+        return output
+    for name, value in taken.items():
+        if output is value:
+            return arguments[name]
+    if isinstance(output, ModelOutput):
+        rebuilt = {key: _rebuilt(each, taken, arguments, bucket) for key, each in output.items()}
+        return type(output)(**rebuilt)
+    if isinstance(output, dict):
+        return {key: _rebuilt(each, taken, arguments, bucket) for key, each in output.items()}
+    if isinstance(output, tuple | list):
+        return type(output)(_rebuilt(each, taken, arguments, bucket) for each in output)
+    raise NotReplayableError(f"an output is a {type(output).__name__}")
+
+
+def _cut(output: Any, arguments: Mapping[str, Any], bucket: Bucket) -> Any:
+    try:
+        return _rebuilt(output, {}, arguments, bucket)
+    except NotReplayableError:
+        return None
+
+
+def _padded(arguments: dict[str, Any], bucket: Bucket, padding: float = 0.0) -> _Buffers:
+    """Buffers that hold the padded arguments, the rows of floating tensors padded with a value."""
+    buffers = _Buffers(arguments={**arguments, **bucket.allocate(arguments)}, bucket=bucket, kept={})
+    buffers.fill(arguments)
+    with torch.inference_mode():
+        for name in bucket.rows:
+            if buffers.arguments[name].is_floating_point():
+                buffers.arguments[name][arguments[name].shape[0] :] = padding
+    return buffers
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two outputs have the same tensors, to the bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_is_same(each, other[key]) for key, each in one.items())
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one is not None and bool(one == other)
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    """Whether two outputs have tensors of the same shapes in the same places."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.shape == other.shape
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_is_alike(each, other[key]) for key, each in one.items())
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_is_alike, one, other))
+    return type(one) is type(other)

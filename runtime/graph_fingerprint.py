@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recorded CUDA graph took from a module and no longer looks at: whether it is still the same, in microseconds."""
+
+from collections.abc import Callable
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import nn
+
+_data_ptr: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
+_training = attrgetter("training")
+
+
+class GraphFingerprint:
+    """The modules, parameters and buffers below a module, where their memory is, and what else steers a forward.
+
+    A replay reads weights from the addresses that it was recorded with: values changed in place are seen, moved memory
+    isn't. Every check is made of few calls that loop in C, since it is made for each replayed call.
+
+    Args:
+        module: The root. It must not change while this is constructed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        self._modules = modules
+        tables: list[dict[str, Any]] = [
+            table for each in modules for table in (each._modules, each._parameters, each._buffers)
+        ]
+        # Most are empty: of those the length says all.
+        self._tables = [table for table in tables if table]
+        self._hooks: list[Any] = [
+            hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
+        ]
+        self._attributes = [each.__dict__ for each in modules]
+        self._sized: list[Any] = [*tables, *self._attributes, *self._hooks]
+        self._lengths = list(map(len, self._sized))
+        self._objects = list(chain.from_iterable(map(dict.values, self._tables)))
+        self._tensors = [each for each in self._objects if isinstance(each, torch.Tensor)]
+        self._addresses = list(map(_data_ptr, self._tensors))
+        self._config = getattr(module, "config", None)
+        self._settings = dict(self._config.__dict__) if self._config is not None else {}
+        self._backends = _backends()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a replay leaves nothing out: no Python of its own below the module (hooks, a forward that was put on an
+        instance), and nothing in training."""
+        own = any(self._hooks) or any("forward" in each for each in self._attributes)
+        return not own and not any(map(_training, self._modules))
+
+    def holds(self) -> bool:
+        """Whether all is as it was."""
+        return (
+            list(map(len, self._sized)) == self._lengths
+            and all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._objects))
+            and list(map(_data_ptr, self._tensors)) == self._addresses
+            and not any(map(_training, self._modules))
+            and (self._config is None or self._config.__dict__ == self._settings)
+            and self._backends == _backends()
+        )
+
+
+def _backends() -> tuple[Any, ...]:
+    """PyTorch's own switches that change what a kernel computes."""
+    return (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_default_dtype(),
+    )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits in a config on whose two sides upstream's code takes different branches: calls on either side are variants.
+
+- The window of a sliding or chunked attention. The layers of a growing cache keep its last tokens (`DynamicSlidingWindowLayer`
+  in transformers/cache_utils.py), and masks know a distance only beyond it.
+- The chunk of a state-space layer, the block of a linear or sparse attention: one is another shape than several, and so are
+  whole ones. So are the windows of an attention that pads to whole ones (Longformer, LED).
+- The size of the images that position embeddings are made for: those of other sizes are interpolated.
+"""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+# In which argument the length of a call stands, in its second dimension.
+_TEXT = ("input_ids", "inputs_embeds", "hidden_states")
+_IMAGES = ("pixel_values", "pixel_values_images", "hidden_states")
+
+
+class Limits:
+    """The limits that hold for one instance, read once.
+
+    Args:
+        module: The region's module.
+        config: Its config, or None.
+    """
+
+    def __init__(self, module: torch.nn.Module, config: Any) -> None:
+        self._windows = _windows(config)
+        self._chunks = _whole(config, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
+        self._image = _image_size(config) if _interpolates(module) else None
+
+    def sides(self, arguments: Mapping[str, Any]) -> tuple[Hashable, ...]:
+        """On which sides of the limits a call is: equal for two calls that upstream runs in the same branches.
+
+        Args:
+            arguments: The core's arguments by name.
+        """
+        found: list[Hashable] = []
+        if self._windows or self._chunks:
+            value = next((each for name in _TEXT if isinstance(each := arguments.get(name), torch.Tensor)), None)
+            if value is not None and value.ndim > 1:
+                new, past = value.shape[1], _past(arguments)
+                for chunk in self._chunks:
+                    # Where the last chunk is whole, nothing is padded.
+                    found += (new > chunk, new % chunk == 0)
+                for window in self._windows:
+                    # As in `update` and `get_mask_sizes` there.
+                    found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
+        if self._image is not None:
+            value = next((each for name in _IMAGES if isinstance(each := arguments.get(name), torch.Tensor)), None)
+            if value is not None and value.ndim > 3:
+                found.append(tuple(value.shape[-2:]) == self._image)
+        return tuple(found)
+
+
+def _windows(config: Any) -> tuple[int, ...]:
+    kinds = _read(config, "layer_types")
+    if isinstance(kinds, list) and not any("sliding" in str(kind) or "chunk" in str(kind) for kind in kinds):
+        return ()
+    return _whole(config, "sliding_window", "attention_chunk_size")
+
+
+def _padded_windows(module: torch.nn.Module) -> tuple[int, ...]:
+    """The windows that attention pads a text to, by upstream's name for half of one."""
+    halves = (getattr(part, "one_sided_attn_window_size", None) for part in module.modules())
+    return tuple(dict.fromkeys(2 * half for half in halves if type(half) is int and half > 0))
+
+
+def _whole(config: Any, *names: str) -> tuple[int, ...]:
+    """The positive whole numbers that a config has under these names."""
+    return tuple(dict.fromkeys(value for name in names if type(value := _read(config, name)) is int and value > 0))
+
+
+def _image_size(config: Any) -> tuple[int, int] | None:
+    size = _read(config, "image_size")
+    if type(size) is int:
+        return size, size
+    if isinstance(size, list | tuple) and len(size) == 2:
+        return size[0], size[1]
+    return None
+
+
+def _read(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except ValueError:
+        # Upstream refuses to tell one value where layers have their own.
+        return None
+
+
+def _interpolates(module: torch.nn.Module) -> bool:
+    return any(hasattr(part, "interpolate_pos_encoding") for part in module.modules())
+
+
+def _past(arguments: Mapping[str, Any]) -> int:
+    """How many tokens the sliding layers of a growing cache have seen."""
+    for value in arguments.values():
+        cache = value.self_attention_cache if isinstance(value, EncoderDecoderCache) else value
+        if isinstance(cache, Cache):
+            for layer in cache.layers:
+                seen = layer.__dict__.get("cumulative_length")
+                if type(seen) is int:
+                    return seen
+    return 0

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transformers' recording of hidden states and attentions, where a region meets it.
+
+`capture_outputs` (transformers/utils/output_capturing.py) decorates the forward of a model that records. It installs hooks on
+the modules below, once, and each hook adds its module's output to what the innermost running recorder collects.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+_UPSTREAM = "transformers.utils.output_capturing"
+
+
+class Recording:
+    """What one region's module has to do with recording.
+
+    Attributes:
+        records: Its own forward records: what its graph collects, its graph returns.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.records = _captures_outputs(type(module))
+        found = ((part, getattr(part, "_can_record_outputs", None)) for part in module.modules())
+        self._waiting: list[tuple[Any, tuple[str, ...]]] = [
+            (part, tuple({f"output_{name}": None for name in (*names, "attentions")}))
+            for part, names in found
+            if names and _captures_outputs(type(part))
+        ]
+        self._hooks = [part._forward_hooks for part in module.modules() if part is not module]
+
+    def install(self, arguments: dict[str, Any]) -> None:
+        """Install the hooks before a graph needs them: that takes a lock, which no graph can hold.
+
+        `capture_outputs` looks at the same arguments and config attributes. Models inside of the module record for
+        themselves: what they are asked for is what the module is asked for. A model that doesn't record gets no hooks, as
+        it would install its children's, too, and theirs would be there twice.
+        """
+        for waiting in list(self._waiting):
+            part, flags = waiting
+            if part.__dict__.get("_output_capturing_hooks_installed"):
+                self._waiting.remove(waiting)
+            elif any(arguments[flag] if flag in arguments else getattr(part.config, flag, False) for flag in flags):
+                from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+                maybe_install_capturing_hooks(part)
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether modules below have hooks, of which some may be for a recorder around the region."""
+        return not self.records and any(self._hooks)
+
+    def reason(self) -> str | None:
+        """Why a call can't run compiled: a recorder around the region collects what modules below give."""
+        collector = _collector()
+        collected = collector.get() if collector is not None else None
+        wanted = sorted(_keys(self._module) & set(collected)) if collected else ()
+        return f"a model around it records {', '.join(wanted)} inside of it" if wanted else None
+
+
+def unrecorded(core: Callable[..., Any]) -> Callable[..., Any]:
+    """The same core, in a graph of its own, where nothing is collected.
+
+    Dynamo can't ask who collects, once there are hooks. So it is told, in the way in which recorders inside of a graph tell it.
+    """
+    collector = _collector()
+    if collector is None:
+        return core
+
+    def traced(module: Any, **kwargs: Any) -> Any:
+        token = collector.set({})
+        try:
+            return core(module, **kwargs)
+        finally:
+            collector.reset(token)
+
+    return traced
+
+
+def _collector() -> Any:
+    """Upstream's variable for what is collected, None where nothing has recorded in this process, or this release can't."""
+    return getattr(sys.modules.get(_UPSTREAM), "_active_collector", None)
+
+
+def _captures_outputs(cls: type) -> bool:
+    """Whether the forward of a class, or of one that it subclasses, has the decorator `capture_outputs`."""
+    for each in cls.__mro__:
+        function = vars(each).get("forward")
+        while function is not None:
+            if _is_of(function, "capture_outputs"):
+                return True
+            function = getattr(function, "__wrapped__", None)
+    return False
+
+
+def _keys(module: nn.Module) -> set[str]:
+    """What the recording hooks below a module record: "attentions", say."""
+    return {
+        inspect.getclosurevars(hook).nonlocals["key"]
+        for part in module.modules()
+        if part is not module
+        for hook in _recorders(part)
+    }
+
+
+def _recorders(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    for hook in module._forward_hooks.values():
+        if _is_of(hook, "install_output_capuring_hook"):
+            yield hook
+
+
+def _is_of(function: Any, maker: str) -> bool:
+    """Whether a function was made inside another one of upstream's file."""
+    code = getattr(function, "__code__", None)
+    return (
+        code is not None and code.co_qualname.startswith(f"{maker}.") and function.__globals__["__name__"] == _UPSTREAM
+    )

@@ -1,0 +1,130 @@
+"""The store of artifacts: what is read is whole and the user's own, and writers never leave half of one."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vgen.runtime import store
+from vgen.runtime.errors import ArtifactError
+
+HEADER = {"key": "ab" * 32, "tag": "model.decoder", "fields": {"torch": "2"}, "refs": {}}
+PAYLOAD = bytes(range(256)) * 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    artifact = store.read(store.write(folder, HEADER, PAYLOAD))
+    assert artifact.header == HEADER
+    assert artifact.payload == PAYLOAD
+    assert store.paths(folder, "model.decoder") == [artifact.path]
+    assert store.paths(folder, "model") == []
+
+
+def test_truncation_at_every_tenth(folder: Path) -> None:
+    path = store.write(folder, HEADER, PAYLOAD)
+    data = path.read_bytes()
+    for tenth in range(10):
+        path.write_bytes(data[: len(data) * tenth // 10])
+        with pytest.raises(ArtifactError, match=r"empty|truncated"):
+            store.read(path)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(place=st.integers(0, 10_000_000), bit=st.integers(0, 7))
+def test_any_flipped_bit_is_noticed(folder: Path, place: int, bit: int) -> None:
+    data = bytearray(store.pack(HEADER, PAYLOAD))
+    data[place % len(data)] ^= 1 << bit
+    with pytest.raises(ArtifactError):
+        store.unpack(folder / "x", bytes(data))
+
+
+def test_a_foreign_file_is_noticed(folder: Path) -> None:
+    path = store.write(folder, HEADER, PAYLOAD)
+    path.write_bytes(b"#!/bin/sh\n" * 50)
+    with pytest.raises(ArtifactError, match="no artifact"):
+        store.read(path)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_others_may_write_is_loaded_only_if_a_manifest_lists_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path = store.write(folder, HEADER, PAYLOAD)
+    (path if what == "file" else folder).chmod(0o777)
+    with pytest.raises(ArtifactError, match="others may write"):
+        store.read(path)
+    listed = tmp_path / "artifacts.toml"
+    listed.write_text(store.manifest(folder))
+    monkeypatch.setenv("VGEN_ARTIFACTS_MANIFEST", str(listed))
+    assert store.read(path).payload == PAYLOAD
+    path.write_bytes(store.pack(HEADER, PAYLOAD + b"more"))
+    with pytest.raises(ArtifactError, match="others may write"):
+        store.read(path)
+
+
+def test_a_link_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    path = store.write(folder, HEADER, PAYLOAD)
+    link = folder / "link.vgenart"
+    link.symlink_to(path)
+    with pytest.raises(ArtifactError):
+        store.read(link)
+
+
+def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(folder, HEADER, PAYLOAD)
+    assert list(folder.iterdir()) == []
+
+
+def _write_for_ever(folder: Path) -> None:
+    while True:
+        store.write(folder, HEADER, os.urandom(4_000_000))
+
+
+def _write_some(folder: Path, number: int) -> None:
+    for _ in range(5):
+        store.write(folder, HEADER, bytes([number]) * 1_000_000)
+        store.read(folder / store.file_name(HEADER["tag"], HEADER["key"]))
+
+
+def test_a_killed_writer_leaves_no_half_artifact(folder: Path) -> None:
+    store.write(folder, HEADER, PAYLOAD)
+    for delay in (0.02, 0.05, 0.1):
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(folder,))
+        process.start()
+        time.sleep(delay)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        for path in store.paths(folder):
+            store.read(path)
+        assert all(each.name.startswith((".partial-", "model.decoder-")) for each in folder.iterdir())
+
+
+def test_eight_writers_at_once(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_write_some, args=(folder, number)) for number in range(8)]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join(60)
+        assert each.exitcode == 0
+    (path,) = store.paths(folder)
+    payload = store.read(path).payload
+    assert hashlib.sha256(payload).digest() == hashlib.sha256(payload[:1] * 1_000_000).digest()
+    assert not list(store.partials(folder))
