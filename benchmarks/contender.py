@@ -16,6 +16,7 @@ import json
 import os
 import pstats
 import signal
+import statistics
 import sys
 import time
 import traceback
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from models import MODELS, Inputs, Model, packed
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 CONTENDERS: dict[str, frozenset[str]] = {
     "eager": frozenset({"encoder", "prefill", "decode", "stream"}),
@@ -42,23 +43,28 @@ CONTENDERS: dict[str, frozenset[str]] = {
 NO_TOKEN = 10**6
 STREAM = 50
 """Image sizes in the stream."""
+PROFILED = 10
+"""Calls, or decode steps, under the profiler."""
 
 
-class Steps(StoppingCriteria):
-    """Notes when each decode step was issued; never stops. From the second on, the host has waited for the step before."""
+class Steps(BaseStreamer):
+    """Notes when each token arrived at the host, as at a user's who reads along."""
 
     def __init__(self, at: Callable[[int], None] | None = None) -> None:
         self.times: list[float] = []
         self._at = at
-        self._verdict: torch.Tensor | None = None
+        self._is_prompt = True
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def put(self, value: torch.Tensor) -> None:
+        if self._is_prompt:
+            self._is_prompt = False
+            return
         self.times.append(time.perf_counter())
         if self._at is not None:
             self._at(len(self.times))
-        if self._verdict is None:
-            self._verdict = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        return self._verdict
+
+    def end(self) -> None:
+        pass
 
 
 class Contender:
@@ -147,7 +153,7 @@ class Contender:
             **self.prompt(batch),
             max_new_tokens=tokens,
             do_sample=False,
-            stopping_criteria=StoppingCriteriaList([steps]),
+            streamer=steps,
             **({"cache_implementation": "static"} if is_static else {}),
         )
 
@@ -254,46 +260,66 @@ class Contender:
         return {task: ((ours - reference).abs().max() / reference.abs().max()).item()}
 
     def profile(self, task: str) -> dict[str, Any]:
-        """Kernels and host functions of ten decode steps, as text in the output folder."""
+        """Kernels and host functions of ten decode steps or calls, as text in the output folder; milliseconds of one."""
+        if task.startswith("decode"):
+            return {task: self._profile(task, functools.partial(self._steps, int(task.split("-")[1])))}
+        return {
+            name: self._profile(f"{task} {name}", functools.partial(self._repeated, run))
+            for name, run in self.calls(task).items()
+        }
+
+    def _steps(self, batch: int, begin: Callable[[], None], end: Callable[[], None]) -> float:
+        """Generates, with ten of the steps between `begin` and `end`. Returns the milliseconds of one."""
+        first = 4
+        last = first + PROFILED
+
+        def at(step: int) -> None:
+            if step == first:
+                begin()
+            elif step == last:
+                end()
+
+        steps = Steps(at)
+        self.generate(batch, steps, last + 2)
+        return 1e3 * (steps.times[last - 1] - steps.times[first]) / (last - 1 - first)
+
+    def _repeated(self, run: Callable[[], Any], begin: Callable[[], None], end: Callable[[], None]) -> float:
+        begin()
+        found = statistics.median(self.timed(run) for _ in range(PROFILED))
+        end()
+        return found
+
+    def _profile(self, title: str, run: Callable[[Callable[[], None], Callable[[], None]], float]) -> dict[str, float]:
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.is_cuda else [])]
         recorder, host = profile(activities=activities), cProfile.Profile()
-        first, last = 4, 14
 
-        def at(step: int) -> None:
-            if step == first:
-                self.synchronize()
-                recorder.start()
-            elif step == last:
-                self.synchronize()
-                recorder.stop()
+        def begin() -> None:
+            self.synchronize()
+            recorder.start()
 
-        def at_host(step: int) -> None:
-            if step == first:
-                host.enable()
-            elif step == last:
-                host.disable()
+        def end() -> None:
+            self.synchronize()
+            recorder.stop()
 
-        batch = int(task.split("-")[1])
-        steps = Steps(at)
-        self.generate(batch, steps, last + 2)
+        wall = run(begin, end)
+        run(host.enable, host.disable)
+        averages = recorder.key_averages()
+        kernels = sum(event.self_device_time_total for event in averages) / PROFILED / 1e3
         text = io.StringIO()
-        device_time = sum(event.self_device_time_total for event in recorder.key_averages()) / (last - first) / 1e3
-        wall = 1e3 * (steps.times[last - 1] - steps.times[first]) / (last - first - 1)
         print(
-            f"{self.arguments.model}, {self.name}, {task}: {wall:.3f} ms a step with the profiler, {device_time:.3f} ms of kernels",
+            f"{self.arguments.model}, {self.name}, {title}: {wall:.3f} ms with the profiler, {kernels:.3f} ms of kernels",
             file=text,
         )
         table = "self_device_time_total" if self.is_cuda else "self_cpu_time_total"
-        print(recorder.key_averages().table(sort_by=table, row_limit=40, max_name_column_width=90), file=text)
-        print(recorder.key_averages().table(sort_by="self_cpu_time_total", row_limit=25), file=text)
-        self.generate(batch, Steps(at_host), last + 2)
+        print(averages.table(sort_by=table, row_limit=40, max_name_column_width=90), file=text)
+        print(averages.table(sort_by="self_cpu_time_total", row_limit=25), file=text)
         for order in ("tottime", "cumulative"):
             pstats.Stats(host, stream=text).sort_stats(order).print_stats(45)
         with (Path(self.arguments.out) / "profiles.txt").open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
-        return {"wall_ms": wall, "kernels_ms": device_time}
+        return {"wall_ms": wall, "kernels_ms": kernels}
 
     def memory(self) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**30 if self.is_cuda else None

@@ -5,13 +5,14 @@ import builtins
 import inspect
 import logging
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch._dynamo.config
 import torch.fx.experimental._config
+from torch._dynamo.backends.common import AotAutograd
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
@@ -140,11 +141,8 @@ def ahead_of_time(
     Returns:
         PyTorch's AOTCompiledFunction.
     """
-    import torch._inductor
-
-    found: dict[str, Any] = dict(torch._inductor.list_mode_options(options.mode)) if options.mode else {}
-    found |= (_PADDED if is_padded else _UNPADDED) | SETTINGS
-    found["guard_filter_fn"] = lambda entries: [keeps(each) for each in entries]
+    backend = _Inductor(options.mode, has_gradients=False, is_padded=is_padded, settings=SETTINGS)
+    guards = {"guard_filter_fn": lambda entries: [keeps(each) for each in entries]}
     changes: dict[str, Any] = {
         "enable_aot_compile": True,
         # Where `torch.compile` would find a float constant at its second look, this API gives up.
@@ -153,7 +151,9 @@ def ahead_of_time(
         "enable_cpp_symbolic_shape_guards": False,
     }
     with _settings(VARIANT_LIMIT, has_fixed_floats=True), _dynamo.patch(changes):
-        compiled: Any = torch.compile(_with_builtins(core), fullgraph=True, dynamic=True, options=found)
+        compiled: Any = torch.compile(
+            _with_builtins(core), fullgraph=True, dynamic=True, backend=backend, options=guards
+        )
         return compiled.aot_compile(((module,), arguments))
 
 
@@ -225,26 +225,33 @@ def _resolve(options: Options, is_padded: bool) -> Callable[..., Any]:
     return options.backend
 
 
-class _Inductor:
-    """What `torch.compile` itself makes of "inductor" and a mode, with the settings that suit the graph."""
+class _Inductor(AotAutograd):
+    """What `torch.compile` itself makes of "inductor" and a mode, with the settings that suit the graph.
 
-    def __init__(self, mode: str | None, *, has_gradients: bool, is_padded: bool) -> None:
+    Of the kind of backends whose results PyTorch can save.
+    """
+
+    def __init__(
+        self, mode: str | None, *, has_gradients: bool, is_padded: bool, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._mode = mode
         self._has_gradients = has_gradients
         self._is_padded = is_padded
+        self._settings = dict(settings or {})
 
-    def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         settings = _PADDED if self._is_padded else _UNPADDED
         if not self._has_gradients and any(getattr(each, "is_cuda", False) for each in example_inputs):
-            flatten_patch_convolutions(graph)
+            flatten_patch_convolutions(gm)
             if self._is_padded:
-                align_matrices(graph)
+                align_matrices(gm)
                 settings = _UNPADDED
             else:
-                multiply_rows(graph)
-                attend_in_parts(graph)
-        wrapper = torch._TorchCompileInductorWrapper(self._mode, settings, True)  # type: ignore[no-untyped-call]
-        compiled: Callable[..., Any] = wrapper(graph, example_inputs)
+                multiply_rows(gm)
+                attend_in_parts(gm)
+        wrapper = torch._TorchCompileInductorWrapper(self._mode, settings | self._settings, True)  # type: ignore[no-untyped-call]
+        compiled: Callable[..., Any] = wrapper(gm, example_inputs)
         return compiled
 
 

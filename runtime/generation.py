@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `generate` leaves to a compiled decoder: compiling the decode step, and making its mask."""
+"""What `generate` leaves to a compiled decoder: compiling the decode step, making its mask, and when it waits for a token."""
 
-from collections.abc import Mapping
+import functools
+import types
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers.cache_utils import StaticCache, StaticLayer
+from transformers.generation import utils
 
 from .compiler import has_cuda_graphs
 from .settings import Options
@@ -29,10 +32,54 @@ def decodes_itself(model: Any, arguments: Mapping[str, Any]) -> bool:
 
 def _static_cache(arguments: Mapping[str, Any]) -> StaticCache | None:
     """The cache among arguments, of whatever name, if all that it knows is in tensors of fixed size."""
-    for cache in arguments.values():
-        if type(cache) is StaticCache and all(type(layer) is StaticLayer for layer in cache.layers):
-            return cache
-    return None
+    return next((each for each in arguments.values() if _is_static(each)), None)
+
+
+def _is_static(cache: Any) -> bool:
+    return type(cache) is StaticCache and all(type(layer) is StaticLayer for layer in cache.layers)
+
+
+def run_ahead(sample: Callable[..., Any], arguments: Mapping[str, Any]) -> Callable[..., Any]:
+    """`generate`'s loop over tokens, in which the host issues a step while the GPU computes the one before.
+
+    Upstream's loop can do that (`DeferredStopCheck` in transformers/generation/utils.py): whether all rows are finished is
+    read one step late, and what the surplus step made is cut off. It does so on Apple's GPUs alone; on others the GPU is idle
+    from each token until the host has issued the next step.
+
+    Args:
+        sample: Upstream's `_sample`, a function.
+        arguments: What `generate` calls it with, by name.
+
+    Returns:
+        The function that does it: `sample` itself where the surplus step could be noticed (numbers drawn at random, code of
+        the user's that is called for each token), or where this Transformers can't.
+    """
+    if sample is not getattr(utils.GenerationMixin, "_sample", None) or not hasattr(utils, "DeferredStopCheck"):
+        return sample
+    called = (*arguments.get("logits_processor", ()), *arguments.get("stopping_criteria", ()))
+    config = arguments.get("generation_config")
+    if config is None or config.do_sample or arguments.get("synced_gpus") or not _are_upstreams(called):
+        return sample
+    return _deferring()
+
+
+def _are_upstreams(objects: Iterable[Any]) -> bool:
+    return all(type(each).__module__.partition(".")[0] == "transformers" for each in objects)
+
+
+@functools.cache
+def _deferring() -> Callable[..., Any]:
+    class Deferred(utils.DeferredStopCheck):
+        @staticmethod
+        def is_supported(device: torch.device, cache: Any, cache_is_returned: bool, is_assistant: bool) -> bool:
+            return device.type == "cuda" and _is_static(cache) and not cache_is_returned and not is_assistant
+
+    # The same code with another answer to this question: upstream's own class stays as it is for all other models.
+    own: Any = utils.GenerationMixin._sample
+    scope = {**own.__globals__, "DeferredStopCheck": Deferred}
+    function = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
+    function.__kwdefaults__ = own.__kwdefaults__
+    return function
 
 
 def widen_mask(arguments: dict[str, Any]) -> None:

@@ -62,6 +62,15 @@ class AsUpstream(CapturesOptions):
             return False
         return generation_config.compile_config is not None or not decodes_itself(self, model_kwargs)
 
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        # `generate`'s loop over tokens.
+        from .generation import decodes_itself, run_ahead
+
+        own: Any = super()
+        if decodes_itself(self, kwargs):
+            return run_ahead(own._sample.__func__, kwargs)(self, *args, **kwargs)
+        return own._sample(*args, **kwargs)
+
     def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
         """See `create_masks_for_generate` in transformers/masking_utils.py: `generate` asks for a step's mask.
 

@@ -140,6 +140,30 @@ def test_generate_with_a_static_cache(model: str, rows: int) -> None:
     assert not count.fallbacks
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_steps_that_run_ahead_stop_where_upstreams_do(rows: int) -> None:
+    upstream, generated = pair("llama")
+    ids = tiny.text(rows, 9).cuda()
+    given = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
+    free = upstream.generate(ids, **given, disable_compile=True)
+    for place in (9, 12, 20, 27):
+        # The last row's token there ends all rows: some of them before it, with padding after it.
+        ends = {*free[:, place].tolist()}
+        expected = upstream.generate(ids, **given, eos_token_id=[*ends], disable_compile=True)
+        for _ in range(3):
+            assert torch.equal(generated.generate(ids, **given, eos_token_id=[*ends]), expected)
+    for tokens in (1, 2, 5):
+        expected = upstream.generate(ids, **given | {"max_new_tokens": tokens}, disable_compile=True)
+        assert torch.equal(generated.generate(ids, **given | {"max_new_tokens": tokens}), expected)
+    drawn = []
+    for model in (upstream, generated):
+        torch.manual_seed(3)
+        model.generate(ids, **given, eos_token_id=[*ends], disable_compile=model is upstream)
+        drawn.append(torch.rand(3, device="cuda"))
+    assert torch.equal(*drawn)
+    assert not runtime.counters()["llama.decoder"].fallbacks
+
+
 def test_without_graphs() -> None:
     _, generated = pair("llama", cuda_graphs=False)
     with torch.no_grad():
