@@ -36,9 +36,13 @@ CONTENDERS: dict[str, frozenset[str]] = {
     "generate-static": frozenset({"decode"}),
     "vgen": frozenset({"encoder", "prefill", "decode", "stream"}),
     "vgen-graphs": frozenset({"encoder", "prefill", "decode", "stream"}),
+    "vgen-artifacts": frozenset({"encoder", "prefill", "decode", "stream"}),
     "vgen-block": frozenset({"encoder", "prefill", "decode", "stream"}),
 }
 """The kinds of task of each contender: the others make no difference to it."""
+SAVES = "vgen-saves"
+"""What saves the artifacts that `vgen-artifacts` loads, in a process of its own before it."""
+_GRAPHED = ("vgen-graphs", "vgen-artifacts", SAVES)
 
 NO_TOKEN = 10**6
 STREAM = 50
@@ -126,7 +130,7 @@ class Contender:
                 from vgen.runtime import options
 
                 given = {"compile_mm_encoder": self._model.encoder is not None, "backend": self.arguments.backend}
-                stack.enter_context(options(**given, cuda_graphs=self.name.endswith("graphs")))
+                stack.enter_context(options(**given, cuda_graphs=self.name in _GRAPHED))
             package = self.arguments.blocks if self.name == "vgen-block" else "vgen.generated"
             entry = self._model.entry_class(package if is_generated else None)
             return entry._from_config(self._config, dtype=self.dtype).eval()
@@ -192,6 +196,7 @@ class Contender:
             batch = int(task.split("-")[1])
             tokens = self.arguments.tokens
             found["first_ms"] = {task: self.timed(lambda: self.generate(batch, steps, tokens))}
+            found["output_s"] = time.time() - self.arguments.begun
             found["first_steps_ms"] = [1e3 * (b - a) for a, b in zip(steps.times, steps.times[1:], strict=False)][:6]
             self.generate(batch, Steps(), tokens)
         else:
@@ -199,6 +204,7 @@ class Contender:
             for name, run in self.calls(task).items():
                 if budget is None or time.perf_counter() - begun < budget:
                     found["first_ms"][name] = self.timed(run)
+                    found.setdefault("output_s", time.time() - self.arguments.begun)
             for name in found["first_ms"]:
                 for _ in range(3):
                     self.calls(task)[name]()
@@ -340,6 +346,21 @@ class Contender:
         }
 
 
+@contextlib.contextmanager
+def _artifacts(contender: Contender) -> Iterator[None]:
+    """Where artifacts are saved, or loaded from; nothing is compiled where they are loaded."""
+    store = contender.outputs / "store"
+    if contender.name == SAVES:
+        from vgen.runtime.artifact import building
+
+        with building(store):
+            yield
+        return
+    is_reader = contender.name == "vgen-artifacts"
+    os.environ |= {"VGEN_ARTIFACTS": "require", "VGEN_STORE": str(store)} if is_reader else {"VGEN_ARTIFACTS": "off"}
+    yield
+
+
 def _is_floating(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
@@ -375,7 +396,7 @@ def _told_to_stop(*_: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("contender", choices=[*CONTENDERS, SAVES])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--device", required=True)
     parser.add_argument("--backend", required=True)
@@ -384,12 +405,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, required=True)
     parser.add_argument("--blocks", required=True)
     parser.add_argument("--work", required=True)
+    parser.add_argument("--begun", type=float, required=True, help="when the process was started, by time.time()")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     contender = Contender(arguments.contender, MODELS[arguments.model], arguments)
     # What a contender that was stopped had spent its time on.
     signal.signal(signal.SIGTERM, _told_to_stop)
-    with _answers() as answer, torch.inference_mode():
+    with _answers() as answer, torch.inference_mode(), _artifacts(contender):
         for line in sys.stdin:
             told = json.loads(line)
             try:

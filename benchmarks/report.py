@@ -81,6 +81,10 @@ def _rows(results: dict[str, Any], contenders: list[str]) -> Iterator[tuple[str,
         for row in firsts:
             seconds = [found[name].get("first_ms", {}).get(row) for name in contenders]
             yield f"{row}, first call, s", [_number(each and each / 1e3) for each in seconds]
+        yield (
+            f"{task}, from the process's start to the first output, s",
+            [_number(found[name].get("output_s")) for name in contenders],
+        )
         yield f"{task}, graphs compiled so far", [_number(found[name].get("graphs")) for name in contenders]
         different = [(found[name].get("difference") or {}).get(task) for name in contenders]
         yield f"{task}, largest difference from eager in fp32", [_number(each) for each in different]
