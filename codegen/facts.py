@@ -249,6 +249,19 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChoice:
+    """Where a forward leaves out layers at random in training: see `codegen.analyze.layer_drop`.
+
+    `lists` are the attributes that hold the layers, `conditions` what is true of the module wherever it is done, as source text
+    that reads `self` alone. `spans` are the branches.
+    """
+
+    lists: tuple[str, ...]
+    conditions: tuple[str, ...]
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
     """A forward as declared, in the class of the MRO that defines it.
 
@@ -271,6 +284,7 @@ class Forward:
     """Another method that loops over values: see `codegen.analyze.loops`."""
     divisions: tuple[Pattern, ...] = ()
     """Other methods that divide sizes by a function of tensors: see `codegen.analyze.divisions`."""
+    choice: LayerChoice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,12 @@ Pure: no file is read here. Everything that `render` writes and `vgen explain` s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
+from .by_layer import ByLayer, by_layer
 from .errors import VgenError
 from .facts import (
     ArgumentShape,
@@ -39,6 +41,10 @@ class Granularity(StrEnum):
     AUTO = "auto"
 
 
+BY_LAYER = "by layer in training"
+"""How a region is cut whose forward leaves out layers at random; it resolves the hazards of the branches that do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """A class whose forward is compiled. `granularity` is never AUTO here: the plan has decided."""
@@ -57,6 +63,17 @@ class Region:
     records_outputs: bool
     reason: str
     span: Span
+    by_layer: ByLayer | None = None
+    """When its layers are compiled instead."""
+    only_in_training: bool = False
+    """It is such a layer: outside of training it is a part of the region's graph."""
+
+    @property
+    def cut(self) -> str:
+        """How it is cut into graphs, in words."""
+        if self.by_layer is not None:
+            return f"{self.granularity}, {BY_LAYER}"
+        return f"{self.granularity}, in training" if self.only_in_training else self.granularity.value
 
     @property
     def dynamic_dims(self) -> tuple[str, ...]:
@@ -151,8 +168,8 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
     packages |= {
         _package(facts, child.target) for fact in facts.classes for child in dispatched(facts, fact) if child.target
     }
-    hazards = _resolve(facts)
-    regions = tuple(region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity))
+    hazards = _resolve(facts, chosen, granularity)
+    regions = _once(region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity))
     rewrites = tuple(dict.fromkeys(rewrite for region in regions for rewrite in _rewrites(facts, region)))
     carriers = _carriers(facts, {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites})
     generated = {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites}
@@ -236,10 +253,22 @@ def reached(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
     return tuple(found)
 
 
-def _resolve(facts: ModelFacts) -> tuple[Hazard, ...]:
+def _once(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """Without the layers that several regions run by, or that are regions of their own, but for the first."""
+    found = list(regions)
+    known = {region.ref for region in found if not region.only_in_training}
+    kept = []
+    for region in found:
+        if not region.only_in_training or region.ref not in known:
+            kept.append(region)
+            known.add(region.ref)
+    return tuple(kept)
+
+
+def _resolve(facts: ModelFacts, chosen: tuple[RoleFact, ...], granularity: Granularity) -> tuple[Hazard, ...]:
     """The hazards, those inside a pattern that is rewritten marked as resolved by that rewrite."""
     forwards = [fact.forward for fact in facts.classes if fact.forward is not None]
-    places: dict[str, dict[int, Rule]] = {}
+    places: dict[str, dict[int, str]] = {}
     for forward in forwards:
         for found, rule in (
             (forward.clamps, Rule.BRANCHLESS_CLAMP),
@@ -248,10 +277,14 @@ def _resolve(facts: ModelFacts) -> tuple[Hazard, ...]:
         ):
             if found is not None:
                 lines = range(found.first_line, found.last_line + 1)
-                places.setdefault(found.span.file, {}).update(dict.fromkeys(lines, rule))
+                places.setdefault(found.span.file, {}).update(dict.fromkeys(lines, rule.value))
+    for role in chosen if granularity is Granularity.AUTO else ():
+        layers = by_layer(facts, role.ref)
+        for _, span in layers.places if layers is not None else ():
+            places.setdefault(span.file, {})[span.line] = BY_LAYER
     rules = [places.get(hazard.span.file, {}).get(hazard.span.line) for hazard in facts.hazards]
     return tuple(
-        hazard if rule is None else dataclasses.replace(hazard, resolved_by=rule.value)
+        hazard if rule is None else dataclasses.replace(hazard, resolved_by=rule)
         for hazard, rule in zip(facts.hazards, rules, strict=True)
     )
 
@@ -263,7 +296,8 @@ def _regions(
     hazards: tuple[Hazard, ...],
     granularity: Granularity,
 ) -> tuple[Region, ...]:
-    """The regions for one role: the class itself, or each repeated layer class below it."""
+    """The regions for one role: the class itself, with its layers where it runs by them in training, or each repeated layer
+    class below it."""
     reach = reached(facts, role.ref)
     blocks = _blocks(facts, role.ref)
     breaking = [hazard for hazard in hazards if hazard.resolved_by is None and hazard.level is HazardLevel.ERROR]
@@ -280,11 +314,23 @@ def _regions(
         case _:
             assert_never(granularity)
     tag = _tag(facts, role, chosen)
-    if not split:
-        return (_region(facts, role, role.ref, tag, Granularity.WHOLE, role.reason),)
-    reason = f"each is one of the repeated layers of {role.ref.name}"
-    tags = {block: f"{tag}.block" if len(blocks) == 1 else f"{tag}.{block.name}" for block in blocks}
-    return tuple(_region(facts, role, block, tags[block], Granularity.BLOCK, reason) for block in blocks)
+    if split:
+        return _layers(facts, role, tag, blocks, f"each is one of the repeated layers of {role.ref.name}")
+    whole = _region(facts, role, role.ref, tag, Granularity.WHOLE, role.reason)
+    choice = by_layer(facts, role.ref) if granularity is Granularity.AUTO else None
+    if choice is None:
+        return (whole,)
+    reason = f"in training {role.ref.name} leaves out some of these layers at random"
+    layers = _layers(facts, role, tag, choice.layers, reason)
+    return (
+        dataclasses.replace(whole, by_layer=choice),
+        *(dataclasses.replace(layer, only_in_training=True) for layer in layers),
+    )
+
+
+def _layers(facts: ModelFacts, role: RoleFact, tag: str, layers: tuple[Ref, ...], reason: str) -> tuple[Region, ...]:
+    tags = {layer: f"{tag}.block" if len(layers) == 1 else f"{tag}.{layer.name}" for layer in layers}
+    return tuple(_region(facts, role, layer, tags[layer], Granularity.BLOCK, reason) for layer in layers)
 
 
 def _tag(facts: ModelFacts, role: RoleFact, chosen: tuple[RoleFact, ...]) -> str:
@@ -365,8 +411,8 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
                     span=place,
                 )
             )
-        elif forward.clamps is not None and ref != region.ref:
-            # A region's own forward is what the region calls.
+        elif forward.clamps is not None and not (ref == region.ref and forward.prologue):
+            # A region's own forward with a prologue is what the region calls.
             found.append(_rewrite(ref, Rule.BRANCHLESS_CLAMP, forward.clamps))
     return tuple(found)
 

@@ -119,7 +119,8 @@ class _Writer:
             methods += self._carried(carrier)
         if region is not None:
             methods += self._region_methods(fact, region)
-        methods += (self._rewritten(fact, rewrite) for rewrite in self.rewrites.get(ref, ()))
+        own = self._own_rewrite(ref)
+        methods += (_code(self._function(fact, each)) for each in self.rewrites.get(ref, ()) if each != own)
         return ClassText(
             name=ref.name,
             bases=self._bases(fact, region, carrier),
@@ -164,13 +165,23 @@ class _Writer:
     def _region_methods(self, fact: ClassFact, region: Region) -> list[str]:
         assert fact.forward is not None
         arguments = (self.source, self.trees, self.names, fact.forward, region)
-        forward, core = region_forward(*arguments), region_core(*arguments)
-        texts = [_template("forward.py.j2").render(asdict(forward)), _template("core.py.j2").render(asdict(core))]
+        rewritten = self._own_rewrite(fact.ref)
+        forward = region_forward(*arguments, is_rewritten=rewritten is not None)
+        if rewritten is not None:
+            core = _code(self._function(fact, rewritten).with_changes(name=cst.Name("core")))
+        else:
+            core = _template("core.py.j2").render(asdict(region_core(*arguments)))
+        texts = [_template("forward.py.j2").render(asdict(forward)), core]
         if forward.hoisted:
             texts.insert(1, _template("prologue.py.j2").render(asdict(forward)))
         return texts
 
-    def _rewritten(self, fact: ClassFact, rewrite: Rewrite) -> str:
+    def _own_rewrite(self, ref: Ref) -> Rewrite | None:
+        """What changes the forward of a region: its core is the changed one."""
+        found = (each for each in self.rewrites.get(ref, ()) if ref in self.regions and each.method == "forward")
+        return next(found, None)
+
+    def _function(self, fact: ClassFact, rewrite: Rewrite) -> cst.FunctionDef:
         assert fact.forward is not None
         self.names.imports.add(Import(module="torch", name=None, bound_as="torch"))
         passed = passed_on(fact.forward.parameters)
@@ -219,7 +230,7 @@ class _Writer:
                 function = size_division(self.source, self.trees, self.names, division, comment)
             case _:
                 assert_never(rewrite.rule)
-        return _code(function)
+        return function
 
     def _region(self, region: Region) -> RegionText:
         self.runtime.update(("Contract", "Region", "Role"))
@@ -234,11 +245,12 @@ class _Writer:
         parts = dict.fromkeys(f'"{call.within}"' for call in region.hoisted if call.within)
         inner = (f"inner=({', '.join(parts)},)",) if parts else ()
         block = ("per_instance=False",) if region.granularity is Granularity.BLOCK else ()
+        training = ("only_in_training=True",) if region.only_in_training else ()
         return RegionText(
             tag=region.tag,
             role=region.role.name,
             contract=contract,
-            flags=(*(f"{name}=True" for name, on in flags.items() if on), *inner, *block),
+            flags=(*(f"{name}=True" for name, on in flags.items() if on), *inner, *block, *training),
         )
 
     def _contract_entry(self, shape: ArgumentShape) -> str | None:
@@ -257,7 +269,8 @@ def _docstring(fact: ClassFact, region: Region | None) -> str | None:
     if region is None:
         return None
     kind = "Encoder or decoder" if region.role is Role.EITHER else region.role.capitalize()
-    what = f"{kind} region" + (" (each layer)" if region.granularity is Granularity.BLOCK else "")
+    each = "each layer, in training" if region.only_in_training else "each layer"
+    what = f"{kind} region" + (f" ({each})" if region.granularity is Granularity.BLOCK else "")
     asked = region.role is Role.ENCODER and region.modality is not Modality.TEXT
     when = ", compiled if `compile_mm_encoder` is set" if asked else ""
     return f"{what}{when}. Upstream: {fact.span}."

@@ -74,7 +74,7 @@ class Row:
 
     @property
     def granularity(self) -> tuple[str, ...]:
-        return tuple(sorted({region.granularity.value for region in self.regions}, reverse=True))
+        return tuple(sorted({region.cut for region in self.regions}, reverse=True))
 
     @property
     def dynamic(self) -> tuple[str, ...]:
@@ -138,6 +138,7 @@ class Report:
             ("regions", len(regions)),
             ("compiled whole", granularity["whole"]),
             ("compiled by block", granularity["block"]),
+            ("compiled whole, by layer in training", sum(1 for region in regions if region.by_layer is not None)),
             ("packages with hoisted calls", sum(1 for row in built if row.hoisted)),
             ("packages with rewrites", sum(1 for row in built if row.rewrites)),
             ("packages with unresolved hazards", sum(1 for row in built if row.hazards)),
@@ -189,7 +190,7 @@ def _row(built: Package | Failure) -> Row:
         model=built.model,
         types=(),
         kind=kind_of(built.facts),
-        regions=plan.regions,
+        regions=tuple(region for region in plan.regions if not region.only_in_training),
         uses=plan.packages,
         rewrites=tuple(dict.fromkeys(rewrite.rule for rewrite in plan.rewrites)),
         hazards=_hazards(plan),

@@ -56,7 +56,8 @@ def findings(facts: ModelFacts, granularity: Granularity = Granularity.AUTO) -> 
         VgenError: `no-region`, where nothing of the model would be compiled.
     """
     plan = make_plan(facts, granularity)
-    split = {region.ref for region in plan.regions if region.granularity is Granularity.BLOCK}
+    blocks = (region for region in plan.regions if region.granularity is Granularity.BLOCK)
+    split = {region.ref for region in blocks if not region.only_in_training}
     compiled = _reach(facts, (region.ref for region in plan.regions))
     in_blocks = _reach(facts, split)
     found: dict[tuple[Span, HazardKind, str], list[Hazard]] = {}

@@ -54,6 +54,11 @@ class Recording:
         """Whether modules below have hooks, of which some may be for a recorder around the region."""
         return not self.records and any(self._hooks)
 
+    @property
+    def hooks(self) -> tuple[int, ...]:
+        """How many hooks each module below has: layers that differ in them have different graphs."""
+        return tuple(map(len, self._hooks))
+
     def reason(self) -> str | None:
         """Why a call can't run compiled: a recorder around the region collects what modules below give."""
         collector = _collector()

@@ -92,6 +92,7 @@ class Region:
         inner: The parts of the module whose own prologue calls are made in the region's.
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they
             compile, those with weights of other shapes apart.
+        only_in_training: In eval mode it is a part of another region, and never compiled alone.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Region:
         records_outputs: bool = False,
         inner: tuple[str, ...] = (),
         per_instance: bool = True,
+        only_in_training: bool = False,
     ) -> None:
         self.tag = tag
         self.role = role
@@ -116,6 +118,7 @@ class Region:
         self.records_outputs = records_outputs
         self.inner = inner
         self.per_instance = per_instance
+        self.only_in_training = only_in_training
         self._shared: dict[tuple[type, Options], _Variants] = {}
 
     def tag_of(self, module: Any) -> str:
@@ -133,6 +136,8 @@ class Region:
         """
         if torch.compiler.is_compiling():
             # Dynamo traces this very line: logging or counting here would break its graph.
+            return False
+        if self.only_in_training and not module.training:
             return False
         options: Options = module.vgen_options
         if not options.compile or (self.on_request and not options.compile_mm_encoder):
@@ -193,7 +198,7 @@ class Region:
         if form is not None:
             count.loaded += 1
             return self._run(module, own, form, arguments)
-        variant = (described, is_hooked, None if self.per_instance else _structure(module))
+        variant = (described, is_hooked, None if self.per_instance else (_structure(module), own.recording.hooks))
         failure = variants.failures.get(variant)
         if failure is not None:
             return self._uncompiled(module, arguments, failure)

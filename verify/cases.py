@@ -40,6 +40,7 @@ class Instance(StrEnum):
     MAIN = "main"
     EAGER_ATTENTION = "eager attention"
     CHECKPOINTING = "gradient checkpointing"
+    LAYER_DROP = "layers left out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,17 @@ CASES: tuple[Case, ...] = (
         autocast=True,
     ),
 )
+
+
+BY_LAYER = Case(
+    name="training with layers left out, 2 x 9",
+    way=Way.TRAINING,
+    sizes=Sizes(labels=True),
+    arguments=(("use_cache", False),),
+    instance=Instance.LAYER_DROP,
+)
+"""For models that have regions in training only, in every sweep. Apart from those for all models, whose results it says nothing
+about: it doesn't count in the digest."""
 
 
 def cases(sweep: Sweep) -> tuple[Case, ...]:

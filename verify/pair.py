@@ -69,6 +69,14 @@ class Pair:
     """Whether one seed gave both the same weights."""
 
     @property
+    def steady(self) -> tuple[str, ...]:
+        """Those that are regions in eval mode too: layers may be regions in training only."""
+        return tuple(name for name in self.regions if not self._region(name).only_in_training)
+
+    def _region(self, name: str) -> Any:
+        return self.generated.get_submodule(name).region
+
+    @property
     def tags(self) -> Mapping[str, tuple[str, str]]:
         """Compile tag → class and role."""
         found = {}

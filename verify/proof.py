@@ -7,7 +7,7 @@ import gc
 import importlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from . import packages, snapshot, stock
 from .calls import call
-from .cases import Case, Instance, Sweep, Way, cases
+from .cases import BY_LAYER, Case, Instance, Sweep, Way, cases
 from .checks import Context, HookWatch, run_checks
 from .entries import main_entries, main_entry
 from .inputs import CannotMakeInputsError, Request, abilities, make_inputs
@@ -31,6 +31,9 @@ UNCAPTURED = "it can't be compiled"
 
 _FINITE = 0.9
 """The share of numbers that have to be finite for a case to prove something. A mask of infinities may be among them."""
+
+_LAYER_DROP = 0.4
+"""How often a layer is left out where that is tried: with this seed some of two are, in most stacks."""
 
 _MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 
@@ -171,7 +174,7 @@ def _prove_entry(model_type: str, cls: Any, pair: Pair, setup: Setup) -> Entry:
     for run in runs:
         run.before = pair.runtime.counters()
         if run.hooks is not None:
-            hooks = HookWatch(pair.generated, pair.regions, pair.runtime.counters), run.hooks
+            hooks = HookWatch(pair.generated, pair.steady, pair.runtime.counters), run.hooks
         _run(run, models.generated(run.case.instance), findings, pair)
         if run.hooks is not None and hooks is not None:
             hooks[0].close()
@@ -234,15 +237,22 @@ def _twin(model: Any, instance: Instance) -> Any:
             # What a checkpoint computes again has other random numbers in a graph than in eager.
             _without_dropout(twin)
             twin.gradient_checkpointing_enable()
+        case Instance.LAYER_DROP:
+            _set_floats(twin, _LAYER_DROP, lambda name, part: "layerdrop" in name or "layer_drop" in name)
     return twin
 
 
 def _without_dropout(model: Any) -> None:
+    _set_floats(model, 0.0, lambda name, part: "drop" in name or (name == "p" and "Drop" in type(part).__name__))
+
+
+def _set_floats(model: Any, value: float, is_meant: Callable[[str, Any], bool]) -> None:
+    """Set attributes of the modules, and of their configs, that are floats now."""
     for part in model.modules():
         for holder in (part, getattr(part, "config", None)):
-            for name, value in list(vars(holder).items()) if holder is not None else ():
-                if ("drop" in name or (name == "p" and "Drop" in type(part).__name__)) and isinstance(value, float):
-                    setattr(holder, name, 0.0)
+            for name, now in list(vars(holder).items()) if holder is not None else ():
+                if isinstance(now, float) and is_meant(name, part):
+                    setattr(holder, name, value)
 
 
 def _expect(pair: Pair, models: _Instances, skipped: dict[str, str], setup: Setup) -> list[_Run]:
@@ -260,7 +270,8 @@ def _expect(pair: Pair, models: _Instances, skipped: dict[str, str], setup: Setu
         able.add("checkpointing")
     runs: list[_Run] = []
     done: set[str] = set()
-    for case in cases(setup.sweep):
+    has_layers = len(pair.steady) < len(pair.regions)
+    for case in (*cases(setup.sweep), *([BY_LAYER] if has_layers else [])):
         if not case.needs <= able or (case.like is not None and case.like not in done):
             continue
         try:
@@ -271,7 +282,7 @@ def _expect(pair: Pair, models: _Instances, skipped: dict[str, str], setup: Setu
             continue
         model, hooks = models.upstream(case.instance), None
         if case.way is Way.TRAINING and case.instance is Instance.MAIN:
-            hooks = HookWatch(model, pair.regions, None)
+            hooks = HookWatch(model, pair.steady, None)
         try:
             expected = call(model, case, inputs)
         except Exception as error:

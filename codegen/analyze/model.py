@@ -16,6 +16,7 @@ from ..facts import (
     ClassFact,
     Dim,
     Forward,
+    LayerChoice,
     ModelFacts,
     PackedSplit,
     Pattern,
@@ -25,7 +26,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, loops
+from . import clamps, divisions, layer_drop, loops
 from . import forward as declared
 from .callgraph import RENAMING, decorators
 from .classes import Classes, has_models
@@ -197,6 +198,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         span=Span(file=owner.file, line=node.lineno),
         loop=_loop(classes, trees, ref),
         divisions=_divisions(classes, trees, ref),
+        choice=_choice(tree),
     )
 
 
@@ -255,6 +257,17 @@ def _divisions(classes: Classes, trees: Trees, ref: Ref) -> tuple[Pattern, ...]:
             if calls:
                 found.append(_pattern(tree, calls[0], calls[-1]))
     return tuple(found)
+
+
+def _choice(tree: Tree) -> LayerChoice | None:
+    found = layer_drop.find(tree)
+    if found is None:
+        return None
+    return LayerChoice(
+        lists=found.lists,
+        conditions=found.conditions,
+        spans=tuple(tree.span(branch) for branch in found.branches),
+    )
 
 
 def _pattern(tree: Tree, first: cst.CSTNode, last: cst.CSTNode) -> Pattern:

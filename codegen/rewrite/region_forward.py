@@ -27,6 +27,9 @@ class ForwardText:
     decorators: tuple[str, ...]
     signature: str
     returns: str
+    otherwise: str
+    by_layer: str
+    by_layer_comment: list[str]
     passed: str
     entering: str
     rest: str
@@ -44,8 +47,13 @@ class CoreText:
     passed: str
 
 
-def region_forward(source: Source, trees: Trees, names: Names, forward: Forward, region: Region) -> ForwardText:
-    """The generated forward. Its signature is upstream's, with the keyword arguments that upstream's decorators take."""
+def region_forward(
+    source: Source, trees: Trees, names: Names, forward: Forward, region: Region, *, is_rewritten: bool = False
+) -> ForwardText:
+    """The generated forward. Its signature is upstream's, with the keyword arguments that upstream's decorators take.
+
+    `is_rewritten`: The core isn't upstream's forward alone, and goes into the graphs of others too.
+    """
     signature, returns = _declaration(source, trees, names, forward)
     rest = _keywords_name(forward)
     targets = list(dict.fromkeys(target for call in region.hoisted for target in call.targets))
@@ -58,6 +66,9 @@ def region_forward(source: Source, trees: Trees, names: Names, forward: Forward,
         decorators=_renaming(source, names, forward),
         signature=signature,
         returns=returns,
+        otherwise="self.core" if is_rewritten else "super().forward",
+        by_layer=region.by_layer.condition if region.by_layer is not None else "",
+        by_layer_comment=_by_layer_comment(region),
         passed=passed_on(forward.parameters, rest),
         entering=", ".join([*entering, *(["**hoisted"] if targets else []), *_spread(rest)]),
         rest=rest or "",
@@ -213,6 +224,18 @@ def _hoisted(source: Source, trees: Trees, names: Names, forward: Forward, call:
     moved = statement.visit(mover)
     assert isinstance(moved, cst.SimpleStatementLine)
     return cst.Module(body=(moved,)).code.strip()
+
+
+def _by_layer_comment(region: Region) -> list[str]:
+    if region.by_layer is None:
+        return []
+    lines: dict[str, list[str]] = {}
+    for _, span in region.by_layer.places:
+        lines.setdefault(span.file.rpartition("/")[2], []).append(f"{span.line}")
+    where = "; ".join(f"{file}:{', '.join(dict.fromkeys(found))}" for file, found in lines.items())
+    return textwrap.wrap(
+        f"vgen by-layer: layers are left out at random ({where}), so each is a graph of its own.", 110
+    )
 
 
 def _hoisted_comment(region: Region) -> list[str]:

@@ -72,7 +72,7 @@ def _cut(regions: list[Region], identity: Identity | None = None) -> Thing:
 
 
 def _region(region: Region) -> str:
-    return f"{region.ref.name}, {region.modality.value} {region.role.value}, {region.granularity.value}"
+    return f"{region.ref.name}, {region.modality.value} {region.role.value}, {region.cut}"
 
 
 def _region_changes(old: Region, new: Region) -> Iterator[Change]:
@@ -94,6 +94,10 @@ def _traits(region: Region, tag: str) -> dict[object, Thing]:
     }
     for name in region.dropped:
         found["dropped", name] = Thing(subject=f"{tag}: {name} read by the prologue only", span=region.span)
+    if region.by_layer is not None:
+        found["by layer"] = Thing(
+            subject=f"{tag}: by layer", text=f"where {region.by_layer.condition}", span=region.span
+        )
     for present, words in (
         (region.packed_attention, "packed attention"),
         (region.rotary, "rotary embedding from the config"),

@@ -50,7 +50,7 @@ def rows(package: Package) -> tuple[Row, ...]:
                 tag=region.tag,
                 cls=region.ref.name,
                 role=region.role.value,
-                granularity=region.granularity.value,
+                granularity=region.cut,
                 dynamic_dims=region.dynamic_dims,
                 any_shape=region.any_shape,
                 hoisted=tuple(call.helper.name for call in region.hoisted),
@@ -65,9 +65,10 @@ def rows(package: Package) -> tuple[Row, ...]:
 def reach(region: Region, facts: ModelFacts, plan: Plan) -> frozenset[Ref]:
     """The region's class, its ancestors, and the classes of the modules inside it; other regions' are theirs.
 
-    With granularity `block` a layer's region lies within no other region's graph, so it ends the walk as well.
+    With granularity `block` a layer's region lies within no other region's graph, so it ends the walk as well; one that is a
+    region in training alone lies within both.
     """
-    others = {other.ref for other in plan.regions} - {region.ref}
+    others = {other.ref for other in plan.regions if not other.only_in_training} - {region.ref}
     seen: set[Ref] = set()
     left = [region.ref]
     while left:

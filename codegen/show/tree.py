@@ -66,13 +66,17 @@ def _region(parent: Tree, region: Region, package: Package) -> None:
     told = any(role.reason == region.reason for role in roles)
     branch.add(
         _line(
-            f"{region.modality.value} {region.role.value}, {region.granularity.value} ({words}){'' if told else f': {region.reason}'}"
+            f"{region.modality.value} {region.role.value}, {region.cut} ({words}){'' if told else f': {region.reason}'}"
         )
     )
     if roles:
         found = _branch(branch, "found", "as the part that plays this role")
         for role in roles:
             found.add(_at(role.reason, role.span))
+    if region.by_layer is not None:
+        layers = _branch(branch, "by layer", f"in upstream's own forward where {region.by_layer.condition}")
+        for owner, span in region.by_layer.places:
+            layers.add(_at(f"{owner.name} leaves out layers at random", span))
     contract = _branch(branch, "contract", "")
     for shape in region.contract:
         _argument(contract, shape, dropped=shape.name in region.dropped)
