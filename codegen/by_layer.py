@@ -55,8 +55,13 @@ def by_layer(facts: ModelFacts, root: Ref) -> ByLayer | None:
 
 
 def _layers(facts: ModelFacts, fact: ClassFact, lists: tuple[str, ...]) -> tuple[Ref, ...]:
-    """The classes of the modules in these lists that have a forward of their own."""
-    held = [facts.find(child.target) for child in fact.children if child.repeated and child.attribute in lists]
+    """The classes of the modules in these lists that have a forward of their own.
+
+    What is appended to a list in a loop has no attribute's name: where no other child has it, these are meant.
+    """
+    repeated = [child for child in fact.children if child.repeated]
+    named = [child for child in repeated if child.attribute in lists]
+    held = [facts.find(child.target) for child in named or repeated if child in named or not child.attribute]
     return tuple(each.ref for each in held if each is not None and each.forward is not None)
 
 

@@ -178,6 +178,7 @@ class Region:
             return self._run(module, own, form, arguments)
         if own.recording is None:
             own.recording = Recording(module)
+            _compute_cached(module)
         if self.records_outputs:
             own.recording.install(arguments)
         is_hooked = own.recording.is_hooked
@@ -198,7 +199,7 @@ class Region:
         if form is not None:
             count.loaded += 1
             return self._run(module, own, form, arguments)
-        variant = (described, is_hooked, None if self.per_instance else (_structure(module), own.recording.hooks))
+        variant = (described, is_hooked, None if self.per_instance else _likeness(module, own.recording, arguments))
         failure = variants.failures.get(variant)
         if failure is not None:
             return self._uncompiled(module, arguments, failure)
@@ -207,7 +208,6 @@ class Region:
             if len(variants.cores) >= MAX_VARIANTS:
                 return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments)
-            _compute_cached(module)
             core = variants.cores.setdefault(variant, self._compiled(module, is_hooked=is_hooked))
             count.variants += 1
         elif core.pinned and not core.is_for(arguments):
@@ -316,6 +316,13 @@ def _structure(module: Any) -> Hashable:
     if own.structure is None:
         own.structure = tuple((name, tuple(each.shape)) for name, each in module.named_parameters())
     return own.structure
+
+
+def _likeness(module: Any, recording: Recording, arguments: dict[str, Any]) -> Hashable:
+    """What else has to be alike where layers share what they compile: hooks on what is inside, and which arguments are views of
+    other tensors, whose sizes Dynamo guards on too. The first layer is often given a view and the others not."""
+    views = (name for name, value in arguments.items() if isinstance(value, torch.Tensor) and value._is_view())
+    return _structure(module), recording.hooks, tuple(views)
 
 
 def _compute_cached(module: Any) -> None:
