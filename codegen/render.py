@@ -269,10 +269,11 @@ def _docstring(fact: ClassFact, region: Region | None) -> str | None:
     if region is None:
         return None
     kind = "Encoder or decoder" if region.role is Role.EITHER else region.role.capitalize()
-    each = "each layer, in training" if region.only_in_training else "each layer"
-    what = f"{kind} region" + (f" ({each})" if region.granularity is Granularity.BLOCK else "")
+    what = f"{kind} region" + (" in training" if region.only_in_training else "")
+    what += " (each layer)" if region.granularity is Granularity.BLOCK else ""
     asked = region.role is Role.ENCODER and region.modality is not Modality.TEXT
-    when = ", compiled if `compile_mm_encoder` is set" if asked else ""
+    compiled = "" if region.only_in_training else "compiled "
+    when = f", {compiled}if `compile_mm_encoder` is set" if asked else ""
     return f"{what}{when}. Upstream: {fact.span}."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import re
 import sys
 from collections.abc import Mapping
@@ -37,13 +38,14 @@ def built_pair(package: str, name: str, site: Path, monkeypatch: pytest.MonkeyPa
 
 
 def require_equal_steps(
-    upstream: Any, generated: Any, inputs: Mapping[str, Any], result: str = "last_hidden_state"
+    upstream: Any, generated: Any, inputs: Mapping[str, Any], result: str = "last_hidden_state", seed: int = 0
 ) -> dict[str, Any]:
     """A training step of both: outputs and gradients have to be equal to the last bit. Returns upstream's, by name."""
     found = []
     for model in (upstream, generated):
         model.zero_grad()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
+        random.seed(seed)
         output = model(**inputs)
         values = output[result].float()
         # In parts of the largest value: what is near a dtype's end has finite gradients then, too.

@@ -148,6 +148,10 @@ class _Choices:
                     reached = self._true(left) if isinstance(operator, cst.And) else self._false(left)
                     return (*reached, *after)
                 return before
+            case cst.IfExp(test=test, body=body, orelse=orelse) if self._random(test) is None:
+                ways = ((self._true(test), self._random(body)), (self._false(test), self._random(orelse)))
+                chosen = [(*reached, *each) for reached, each in ways if each is not None]
+                return _common(chosen) if chosen else None
         found = [each for each in map(self._random, value.children) if each is not None]
         return _common(found) if found else None
 

@@ -67,7 +67,7 @@ def region_forward(
         signature=signature,
         returns=returns,
         otherwise="self.core" if is_rewritten else "super().forward",
-        by_layer=region.by_layer.condition if region.by_layer is not None else "",
+        by_layer=_by_layer(region),
         by_layer_comment=_by_layer_comment(region),
         passed=passed_on(forward.parameters, rest),
         entering=", ".join([*entering, *(["**hoisted"] if targets else []), *_spread(rest)]),
@@ -226,13 +226,19 @@ def _hoisted(source: Source, trees: Trees, names: Names, forward: Forward, call:
     return cst.Module(body=(moved,)).code.strip()
 
 
+def _by_layer(region: Region) -> str:
+    """When it runs by its layers, as the left side of an `or`."""
+    condition = region.by_layer.condition if region.by_layer is not None else ""
+    return f"({condition})" if " and " in condition else condition
+
+
 def _by_layer_comment(region: Region) -> list[str]:
     if region.by_layer is None:
         return []
     lines: dict[str, list[str]] = {}
-    for _, span in region.by_layer.places:
+    for span in sorted({span for _, span in region.by_layer.places}):
         lines.setdefault(span.file.rpartition("/")[2], []).append(f"{span.line}")
-    where = "; ".join(f"{file}:{', '.join(dict.fromkeys(found))}" for file, found in lines.items())
+    where = "; ".join(f"{file}:{', '.join(found)}" for file, found in lines.items())
     return textwrap.wrap(
         f"vgen by-layer: layers are left out at random ({where}), so each is a graph of its own.", 110
     )
