@@ -44,6 +44,8 @@ class Kind(Enum):
     """Groups of a convolution or a normalization: divide the width."""
     WINDOW = auto()
     """Tokens that a sliding window or a chunk of attention spans: smaller than the inputs, so that it matters."""
+    SPAN = auto()
+    """Frames that are masked together in training: fewer than a short input has."""
     IMAGE = auto()
     """The side of an image in pixels, or height and width."""
     GRID = auto()
@@ -56,6 +58,7 @@ class Kind(Enum):
 _HINTS: tuple[tuple[str, Kind], ...] = (
     (r"token_(id|index|ids)$|^(bos|eos|pad|unk|mask|sep|cls)_(index|id)$", Kind.TOKEN),
     (r"kernel|stride|padding|dilation|_rate$|_rates$|factor|_ratios?$|frequency_embedding|chunk_size_feed|tokenizer_chunk_size|^spec_size", Kind.KEEP),
+    (r"^mask_(time|feature)_length$", Kind.SPAN),
     (r"mel_bins|n_mels|sampling|hop_length|n_fft|num_frames|tubelet|patch_size|temporal", Kind.KEEP),
     (r"type_vocab|num_labels|conv_layers$|feat_extract_layers|merge_size|pretraining_tp|_bits$|_scales?$", Kind.KEEP),
     (r"first_k_dense|max_window_layers|kv_shared_layers|num_dense_layers|nextn|mtp|num_hash_layers", Kind.LAYER_COUNT),

@@ -16,6 +16,7 @@ from .tree import Node, read
 
 _HEADS = 4
 _EXPERTS = 4
+_SPAN = 2
 _POSITIONS = 512
 _FRAMES = 64
 _WINDOW = 8
@@ -389,6 +390,8 @@ def _shrunk(name: str, value: Any, node: Node, sizes: Sizes) -> Any:
             return min(value, _POSITIONS)
         case Kind.FRAMES:
             return min(value, _FRAMES)
+        case Kind.SPAN:
+            return min(value, _SPAN)
         case Kind.EXPERTS:
             return min(value, _EXPERTS)
         case Kind.TOP_K:
