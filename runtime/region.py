@@ -285,6 +285,10 @@ class Region:
             return own
         return self._shared.setdefault((type(module), module.vgen_options), _Variants())
 
+    def forget(self) -> None:
+        """Let go of what the instances of a class share: the next call compiles anew."""
+        self._shared.clear()
+
     def _ruled_out(self, module: Any) -> str | None:
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return "it runs inside a torch.jit trace"
@@ -311,10 +315,18 @@ _BIDIRECTIONAL = "without a mask, use_bidirectional_attention has no effect in a
 
 
 def _structure(module: Any) -> Hashable:
-    """What tells the layers of one class apart where they share what they compile: the shapes of their weights."""
+    """What tells the layers of one class apart where they share what they compile: the shapes of their weights, and their
+    flags, as of a layer that attends in windows."""
     own: _Variants = module.__dict__["_vgen_variants"]
     if own.structure is None:
-        own.structure = tuple((name, tuple(each.shape)) for name, each in module.named_parameters())
+        shapes = ((name, tuple(each.shape)) for name, each in module.named_parameters())
+        flags = (
+            (path, name, value)
+            for path, part in module.named_modules()
+            for name, value in vars(part).items()
+            if isinstance(value, bool) and name not in ("training", "gradient_checkpointing") and name[0] != "_"
+        )
+        own.structure = (*shapes, *flags)
     return own.structure
 
 

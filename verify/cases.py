@@ -41,6 +41,7 @@ class Instance(StrEnum):
     EAGER_ATTENTION = "eager attention"
     CHECKPOINTING = "gradient checkpointing"
     LAYER_DROP = "layers left out"
+    NO_LAYER_DROP = "layers left out with a tiny chance"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +174,15 @@ CASES: tuple[Case, ...] = (
 )
 
 
-BY_LAYER = Case(
-    name="training with layers left out, 2 x 9",
-    way=Way.TRAINING,
-    sizes=Sizes(labels=True),
-    arguments=(("use_cache", False),),
-    instance=Instance.LAYER_DROP,
+BY_LAYER: tuple[Case, ...] = tuple(
+    Case(
+        name=f"training, {instance.value}, 2 x 9",
+        way=Way.TRAINING,
+        sizes=Sizes(labels=True),
+        arguments=(("use_cache", False),),
+        instance=instance,
+    )
+    for instance in (Instance.NO_LAYER_DROP, Instance.LAYER_DROP)
 )
 """For models that have regions in training only, in every sweep. Apart from those for all models, whose results it says nothing
 about: it doesn't count in the digest."""

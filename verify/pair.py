@@ -111,6 +111,9 @@ def make_pair(generated_class: Any, config: Any, *, backend: str, device: str, d
     upstream, generated = (each.to(device=device, dtype=dtype).eval() for each in (upstream, generated))
     compiled: Any = runtime.module.Compiled
     regions = tuple(name for name, part in generated.named_modules() if isinstance(part, compiled))
+    for name in regions:
+        # Layers share what they compile, also with those of a model that was proved before.
+        generated.get_submodule(name).region.forget()
     return Pair(
         upstream=upstream,
         generated=generated,

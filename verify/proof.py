@@ -32,8 +32,8 @@ UNCAPTURED = "it can't be compiled"
 _FINITE = 0.9
 """The share of numbers that have to be finite for a case to prove something. A mask of infinities may be among them."""
 
-_LAYER_DROP = 0.4
-"""How often a layer is left out where that is tried: with this seed some of two are, in most stacks."""
+_LAYER_DROP = {Instance.LAYER_DROP: 0.4, Instance.NO_LAYER_DROP: 1e-6}
+"""How often a layer is left out: of the two of a tiny stack some are, in most, and all run."""
 
 _MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
 
@@ -237,8 +237,9 @@ def _twin(model: Any, instance: Instance) -> Any:
             # What a checkpoint computes again has other random numbers in a graph than in eager.
             _without_dropout(twin)
             twin.gradient_checkpointing_enable()
-        case Instance.LAYER_DROP:
-            _set_floats(twin, _LAYER_DROP, lambda name, part: "layerdrop" in name or "layer_drop" in name)
+        case Instance.LAYER_DROP | Instance.NO_LAYER_DROP:
+            rate = _LAYER_DROP[instance]
+            _set_floats(twin, rate, lambda name, part: "layerdrop" in name or "layer_drop" in name)
     return twin
 
 
@@ -271,7 +272,7 @@ def _expect(pair: Pair, models: _Instances, skipped: dict[str, str], setup: Setu
     runs: list[_Run] = []
     done: set[str] = set()
     has_layers = len(pair.steady) < len(pair.regions)
-    for case in (*cases(setup.sweep), *([BY_LAYER] if has_layers else [])):
+    for case in (*cases(setup.sweep), *(BY_LAYER if has_layers else ())):
         if not case.needs <= able or (case.like is not None and case.like not in done):
             continue
         try:
