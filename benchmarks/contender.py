@@ -112,7 +112,10 @@ class Contender:
     @functools.cached_property
     def _bare_encoder(self) -> Any:
         """Of a model that isn't kept: an encoder's memory is its own."""
-        return self._model.encoder_of(self._made())
+        encoder = self._model.encoder_of(self._made())
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+        return encoder
 
     def _by_region(self, module: Any) -> Any:
         if self.name != "compile_regions":

@@ -34,6 +34,7 @@ from .errors import ArtifactError
 from .fingerprint import Fingerprint, UnsuitableError
 from .kernels import LOADING, install, recorded
 from .key import Fields, digest, fields, nearest
+from .weights import align_rows
 
 logger = logging.getLogger("vgen.runtime")
 
@@ -138,7 +139,7 @@ class Forms:
     def _find(self, module: nn.Module, call: Call, arguments: dict[str, Any], folder: Path | None) -> Form | str:
         if torch.is_grad_enabled():
             return "artifacts are for calls without gradients"
-        fingerprint = self._look(module)
+        fingerprint = self._look(module, is_padded=call.is_padded)
         if fingerprint is None:
             return self._unsuitable or "its modules change from call to call"
         place = (fingerprint.digest, call.variant)
@@ -190,7 +191,7 @@ class Forms:
             forms.append(form)
         return forms or _explain(call.tag, found | {"number": 0})
 
-    def _look(self, module: nn.Module) -> Fingerprint | None:
+    def _look(self, module: nn.Module, *, is_padded: bool) -> Fingerprint | None:
         place = mode()
         found = self._fingerprints.get(place)
         if found is not None and found.holds():
@@ -202,6 +203,9 @@ class Forms:
         if self._looks >= _MAX_LOOKS:
             return None
         self._looks += 1
+        if is_padded:
+            # As for what is compiled here. The layout of its weights is a part of what an artifact is for.
+            align_rows(module)
         found = self._fingerprints[place] = Fingerprint(module)
         return found
 

@@ -13,11 +13,9 @@ import triton.language as tl
 
 from .decode_passes import MAX_MATRICES
 
-# Output rows of one program and columns that it reads at a time: few rows keep a GPU's processors busy where a matrix has few,
-# more of them read the vector less often. The few were measured (docs/benchmarks/h100.md); the many weren't.
-_FEW, _MANY = (2, 1024), (8, 512)
-_IS_MANY = 4096
-_WARPS = 4
+# Output rows of one program, columns that it reads at a time, and its warps: a thread waits for much at once. The fastest for
+# every matrix of a layer, short rows and long (docs/benchmarks/h100.md).
+_SHORT, _LONG = (2, 2048, 2), (2, 4096, 4)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -100,8 +98,7 @@ def multiply_row(
     weights: Sequence[torch.Tensor],
     biases: Sequence[torch.Tensor],
     outputs: Sequence[torch.Tensor],
-    blocking: tuple[int, int] | None = None,
-    warps: int = _WARPS,
+    blocking: tuple[int, int, int] | None = None,
 ) -> None:
     """One row by the transpose of each matrix, plus its bias, into `outputs`. Sums are in fp32.
 
@@ -110,11 +107,11 @@ def multiply_row(
         weights: One to `MAX_MATRICES` of (out_features, in_features), of the same dtype; rows are contiguous.
         biases: (out_features,) for each matrix, or none at all.
         outputs: `out_features` contiguous elements for each matrix.
-        blocking: Output rows of a program, and columns that it reads at a time.
-        warps: Warps of a program.
+        blocking: Output rows of a program, columns that it reads at a time, and its warps.
     """
     rows = [weight.shape[0] for weight in weights]
-    block_rows, block_columns = blocking or (_MANY if sum(rows) > _IS_MANY else _FEW)
+    columns = weights[0].shape[1]
+    block_rows, block_columns, warps = blocking or (_LONG if columns > _SHORT[1] else _SHORT)
     count = len(weights)
     # Arguments of matrices that there aren't: read by nobody.
     absent = MAX_MATRICES - count
@@ -129,7 +126,7 @@ def multiply_row(
         *[x] * absent,
         *rows,
         *[0] * absent,
-        weights[0].shape[1],
+        columns,
         *(weight.stride(0) for weight in weights),
         *[0] * absent,
         HAS_BIAS=bool(biases),
