@@ -142,7 +142,7 @@ def ahead_of_time(
         PyTorch's AOTCompiledFunction.
     """
     backend = _Inductor(options.mode, has_gradients=False, is_padded=is_padded, settings=SETTINGS)
-    guards = {"guard_filter_fn": lambda entries: [keeps(each) for each in entries]}
+    guards: dict[str, Any] = {"guard_filter_fn": lambda entries: [keeps(each) for each in entries]}
     changes: dict[str, Any] = {
         "enable_aot_compile": True,
         # Where `torch.compile` would find a float constant at its second look, this API gives up.
@@ -234,7 +234,7 @@ class _Inductor(AotAutograd):
     def __init__(
         self, mode: str | None, *, has_gradients: bool, is_padded: bool, settings: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._mode = mode
         self._has_gradients = has_gradients
         self._is_padded = is_padded

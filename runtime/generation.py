@@ -54,7 +54,8 @@ def run_ahead(sample: Callable[..., Any], arguments: Mapping[str, Any]) -> Calla
         The function that does it: `sample` itself where the surplus step could be noticed (numbers drawn at random, code of
         the user's that is called for each token), or where this Transformers can't.
     """
-    if sample is not getattr(utils.GenerationMixin, "_sample", None) or not hasattr(utils, "DeferredStopCheck"):
+    is_upstreams = sample is getattr(utils.GenerationMixin, "_sample", None)
+    if not is_upstreams or not hasattr(utils, "DeferredStopCheck"):
         return sample
     called = (*arguments.get("logits_processor", ()), *arguments.get("stopping_criteria", ()))
     config = arguments.get("generation_config")
@@ -69,7 +70,7 @@ def _are_upstreams(objects: Iterable[Any]) -> bool:
 
 @functools.cache
 def _deferring() -> Callable[..., Any]:
-    class Deferred(utils.DeferredStopCheck):
+    class Deferred(utils.DeferredStopCheck):  # type: ignore[misc]  # Any, to mypy
         @staticmethod
         def is_supported(device: torch.device, cache: Any, cache_is_returned: bool, is_assistant: bool) -> bool:
             return device.type == "cuda" and _is_static(cache) and not cache_is_returned and not is_assistant
