@@ -24,6 +24,9 @@ GRANULARITIES = ("whole", "block", "auto")
 LEVELS = ("error", "warning", "note")
 """As `codegen.facts.HazardLevel` has them."""
 
+DTYPES = ("float32", "bfloat16", "float16")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -74,9 +77,7 @@ def _describe(error: OSError) -> str:
 
 
 def out_option(command: F) -> F:
-    return click.option(
-        "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the packages, if not vgen's own."
-    )(command)
+    return click.option("--out", type=FOLDER, help="Folder of the packages, if not vgen's own.")(command)
 
 
 def transformers_option(command: F) -> F:
@@ -308,7 +309,7 @@ def vet(models: Sequence[str], level: str, style: str, granularity: str, transfo
 @click.option("--all", "everything", is_flag=True, help="Every package of the folder.")
 @click.option("--backend", type=click.Choice(("eager", "aot_eager", "inductor")), default="eager", show_default=True)
 @click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option(
     "--sweep",
     type=click.Choice(("short", "whole")),
@@ -320,7 +321,7 @@ def vet(models: Sequence[str], level: str, style: str, granularity: str, transfo
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes; one for each processor, up to 4.")
 @click.option("--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds for a package.")
 @click.option("--fresh", is_flag=True, help="Prove again what is remembered.")
-@click.option("--record", type=click.Path(path_type=Path, file_okay=False), help="Folder of the file to note it in.")
+@click.option("--record", type=FOLDER, help="Folder of the file to note it in.")
 @json_option
 def verify(
     models: Sequence[str],
@@ -363,9 +364,6 @@ def verify(
     sys.exit(SAME if all(proof.is_proved for proof in proofs) else DRIFT)
 
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-
 def model_options(command: F) -> F:
     """What says which model artifacts are for."""
     for option in (
@@ -388,17 +386,13 @@ def model_options(command: F) -> F:
 
 
 def store_option(command: F) -> F:
-    return click.option(
-        "--store", type=click.Path(path_type=Path, file_okay=False), help="Folder of the artifacts, if not the user's."
-    )(command)
+    return click.option("--store", type=FOLDER, help="Folder of the artifacts, if not the user's.")(command)
 
 
 @cli.command("compile", short_help="Compile a model ahead of time.")
 @click.argument("model", metavar="MODEL|PATH")
 @model_options
-@click.option(
-    "--into", type=click.Path(path_type=Path, file_okay=False), help="Folder to write to, to ship with an image."
-)
+@click.option("--into", type=FOLDER, help="Folder to write to, to ship with an image.")
 @json_option
 def compile_command(model: str, into: Path | None, as_json: bool, **asked: Any) -> None:
     """Compile the regions of MODEL, a model type or the folder of a config.json, and save what comes of it.
@@ -506,9 +500,7 @@ def list_command(out: Path | None, transformers: Path | None, as_json: bool) -> 
 
 
 @cli.command(short_help="Write the table of all models.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default="docs", show_default=True, help="Folder."
-)
+@click.option("--out", type=FOLDER, default="docs", show_default=True, help="Folder.")
 @click.option("--check", "compare", is_flag=True, help="Write nothing; exit 1 where the files say something else.")
 @transformers_option
 def report(out: Path, compare: bool, transformers: Path | None) -> None:

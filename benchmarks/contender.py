@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import cProfile
 import functools
-import io
 import json
 import os
-import pstats
 import signal
 import statistics
 import sys
@@ -26,6 +23,7 @@ from typing import Any
 
 import torch
 from models import MODELS, Inputs, Model, packed
+from profiling import profiled
 from transformers.generation.streamers import BaseStreamer
 
 CONTENDERS: dict[str, frozenset[str]] = {
@@ -299,36 +297,10 @@ class Contender:
         return found
 
     def _profile(self, title: str, run: Callable[[Callable[[], None], Callable[[], None]], float]) -> dict[str, float]:
-        from torch.profiler import ProfilerActivity, profile
-
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.is_cuda else [])]
-        recorder, host = profile(activities=activities), cProfile.Profile()
-
-        def begin() -> None:
-            self.synchronize()
-            recorder.start()
-
-        def end() -> None:
-            self.synchronize()
-            recorder.stop()
-
-        wall = run(begin, end)
-        run(host.enable, host.disable)
-        averages = recorder.key_averages()
-        kernels = sum(event.self_device_time_total for event in averages) / PROFILED / 1e3
-        text = io.StringIO()
-        print(
-            f"{self.arguments.model}, {self.name}, {title}: {wall:.3f} ms with the profiler, {kernels:.3f} ms of kernels",
-            file=text,
+        title = f"{self.arguments.model}, {self.name}, {title}"
+        return profiled(
+            title, run, into=Path(self.arguments.out) / "profiles.txt", calls=PROFILED, is_cuda=self.is_cuda
         )
-        table = "self_device_time_total" if self.is_cuda else "self_cpu_time_total"
-        print(averages.table(sort_by=table, row_limit=40, max_name_column_width=90), file=text)
-        print(averages.table(sort_by="self_cpu_time_total", row_limit=25), file=text)
-        for order in ("tottime", "cumulative"):
-            pstats.Stats(host, stream=text).sort_stats(order).print_stats(45)
-        with (Path(self.arguments.out) / "profiles.txt").open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
-        return {"wall_ms": wall, "kernels_ms": kernels}
 
     def memory(self) -> float | None:
         return torch.cuda.max_memory_allocated() / 2**30 if self.is_cuda else None

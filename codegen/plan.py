@@ -168,8 +168,12 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
     packages |= {
         _package(facts, child.target) for fact in facts.classes for child in dispatched(facts, fact) if child.target
     }
-    hazards = _resolve(facts, chosen, granularity)
-    regions = _once(region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity))
+    is_auto = granularity is Granularity.AUTO
+    layers = {role.ref: by_layer(facts, role.ref) if is_auto else None for role in chosen}
+    hazards = _resolve(facts, tuple(each for each in layers.values() if each is not None))
+    regions = _once(
+        region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity, layers[role.ref])
+    )
     rewrites = tuple(dict.fromkeys(rewrite for region in regions for rewrite in _rewrites(facts, region)))
     carriers = _carriers(facts, {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites})
     generated = {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites}
@@ -265,8 +269,9 @@ def _once(regions: Iterable[Region]) -> tuple[Region, ...]:
     return tuple(kept)
 
 
-def _resolve(facts: ModelFacts, chosen: tuple[RoleFact, ...], granularity: Granularity) -> tuple[Hazard, ...]:
-    """The hazards, those inside a pattern that is rewritten marked as resolved by that rewrite."""
+def _resolve(facts: ModelFacts, choices: tuple[ByLayer, ...]) -> tuple[Hazard, ...]:
+    """The hazards, those inside a pattern that is rewritten marked as resolved by that rewrite, and branches that choose between
+    layers by what is done there."""
     forwards = [fact.forward for fact in facts.classes if fact.forward is not None]
     places: dict[str, dict[int, str]] = {}
     for forward in forwards:
@@ -278,9 +283,8 @@ def _resolve(facts: ModelFacts, chosen: tuple[RoleFact, ...], granularity: Granu
             if found is not None:
                 lines = range(found.first_line, found.last_line + 1)
                 places.setdefault(found.span.file, {}).update(dict.fromkeys(lines, rule.value))
-    for role in chosen if granularity is Granularity.AUTO else ():
-        layers = by_layer(facts, role.ref)
-        for _, span in layers.places if layers is not None else ():
+    for choice in choices:
+        for _, span in choice.places:
             places.setdefault(span.file, {})[span.line] = BY_LAYER
     rules = [places.get(hazard.span.file, {}).get(hazard.span.line) for hazard in facts.hazards]
     return tuple(
@@ -295,6 +299,7 @@ def _regions(
     chosen: tuple[RoleFact, ...],
     hazards: tuple[Hazard, ...],
     granularity: Granularity,
+    choice: ByLayer | None,
 ) -> tuple[Region, ...]:
     """The regions for one role: the class itself, with its layers where it runs by them in training, or each repeated layer
     class below it."""
@@ -317,7 +322,6 @@ def _regions(
     if split:
         return _layers(facts, role, tag, blocks, f"each is one of the repeated layers of {role.ref.name}")
     whole = _region(facts, role, role.ref, tag, Granularity.WHOLE, role.reason)
-    choice = by_layer(facts, role.ref) if granularity is Granularity.AUTO else None
     if choice is None:
         return (whole,)
     reason = f"in training {role.ref.name} leaves out some of these layers at random"

@@ -4,7 +4,6 @@
 import builtins
 import inspect
 import logging
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from .counting import tally
 from .decode_passes import attend_in_parts, multiply_rows
 from .graph_passes import align_matrices, flatten_patch_convolutions
 from .kernels import SETTINGS
+from .scopes import with_globals
 from .settings import Options
 
 # What compiling raises where a core can't be captured. Errors from running what was compiled are others.
@@ -120,7 +120,7 @@ class CompiledCore:
 
 
 def ahead_of_time(
-    core: Callable[..., Any],
+    core: Any,
     module: torch.nn.Module,
     arguments: dict[str, Any],
     *,
@@ -151,18 +151,10 @@ def ahead_of_time(
         "enable_cpp_symbolic_shape_guards": False,
     }
     with _settings(VARIANT_LIMIT, has_fixed_floats=True), _dynamo.patch(changes):
-        compiled: Any = torch.compile(
-            _with_builtins(core), fullgraph=True, dynamic=True, backend=backend, options=guards
-        )
+        # Torch 2.11 looks for what a form refers to among its globals alone, built-in names included.
+        function = with_globals(core, vars(builtins) | core.__globals__)
+        compiled: Any = torch.compile(function, fullgraph=True, dynamic=True, backend=backend, options=guards)
         return compiled.aot_compile(((module,), arguments))
-
-
-def _with_builtins(core: Any) -> Callable[..., Any]:
-    """The same function with the built-in names among its globals: torch 2.11 looks for what a form refers to there alone."""
-    scope = vars(builtins) | core.__globals__
-    copy = types.FunctionType(core.__code__, scope, core.__name__, core.__defaults__, core.__closure__)
-    copy.__kwdefaults__ = core.__kwdefaults__
-    return copy
 
 
 @contextmanager

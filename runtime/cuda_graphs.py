@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
-from transformers.cache_utils import Cache, StaticCache, StaticLayer
-from transformers.utils import ModelOutput
 
 from .artifact import Form
 from .compiler import CompiledCore
 from .contract import Contract
 from .counting import tally
+from .graph_buffers import (
+    Buffers,
+    NotReplayableError,
+    buffers_for,
+    describe_argument,
+    padded,
+    restored,
+    restored_or_none,
+)
 from .graph_fingerprint import GraphFingerprint
 from .packing import Bucket, bucket_for
 
@@ -33,12 +40,6 @@ MAX_PENDING = 16
 MAX_REFUSED = 1024
 # What is written into the padding to see that nothing depends on it.
 POISON = 3.0
-
-_PLAIN = (bool, int, float, str, torch.dtype, torch.device)
-
-
-class NotReplayableError(Exception):
-    """A call that a graph can't stand for; the message says why."""
 
 
 class Graph(Protocol):
@@ -114,43 +115,11 @@ class CudaRecorder:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Buffers:
-    """Where a call's arguments are copied to. `arguments` are what the core is called with; `kept` the caller's tensors
-    whose values the buffers hold already (results of a prologue, which nobody changes)."""
-
-    arguments: dict[str, Any]
-    bucket: Bucket | None
-    kept: dict[str, torch.Tensor]
-
-    @torch.inference_mode()
-    def fill(self, arguments: Mapping[str, Any]) -> None:
-        # In inference mode any tensor may be written to, also one that was made in it.
-        names = []
-        for name, value in arguments.items():
-            if self.kept.get(name) is value and value is not None:
-                continue
-            names.append(name)
-            if getattr(value, KEPT, False):
-                self.kept[name] = value
-            else:
-                self.kept.pop(name, None)
-        if self.bucket is not None:
-            self.bucket.fill(self.arguments, arguments, frozenset(names))
-            return
-        for name in names:
-            _copy(self.arguments[name], arguments[name])
-
-
-@dataclass(slots=True, kw_only=True)
 class _Recorded:
     graph: Graph
-    buffers: _Buffers
+    buffers: Buffers
     output: Any
     bytes: int
-
-
-# Set on tensors that a prologue keeps: nobody changes them.
-KEPT = "_vgen_kept"
 
 
 class GraphStore:
@@ -159,7 +128,7 @@ class GraphStore:
     def __init__(self, recorder: Recorder | None = None) -> None:
         self.recorder: Recorder = CudaRecorder() if recorder is None else recorder
         self.recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self.pending: OrderedDict[Hashable, _Buffers | None] = OrderedDict()
+        self.pending: OrderedDict[Hashable, Buffers | None] = OrderedDict()
         # Keys of calls that return what can't be copied out of a graph.
         self.refused: set[Hashable] = set()
         self.fingerprint: GraphFingerprint | None = None
@@ -244,7 +213,7 @@ class GraphedCore:
         store = self._store
         buffers = None
         if bucket is None:
-            buffers = _Buffers(arguments=_buffers(arguments), bucket=None, kept={})
+            buffers = Buffers(arguments=buffers_for(arguments), bucket=None, kept={})
             buffers.fill(arguments)
             # It may compile for them.
             self._contract.mark_static(buffers.arguments)
@@ -252,7 +221,7 @@ class GraphedCore:
         result = self._core(module, taken)
         try:
             # Copied, since it may be a view of a buffer.
-            own = _rebuilt(result, taken, arguments, None)
+            own = restored(result, taken, arguments, None)
         except NotReplayableError:
             # A prefill that returns a growing cache, for one.
             if len(store.refused) >= MAX_REFUSED:
@@ -270,8 +239,8 @@ class GraphedCore:
         result = self._core(module, arguments)
         outputs = []
         for value in (0.0, POISON):
-            buffers = _padded(arguments, bucket, value)
-            outputs.append(_cut(self._core(module, buffers.arguments), arguments, bucket))
+            buffers = padded(arguments, bucket, value)
+            outputs.append(restored_or_none(self._core(module, buffers.arguments), arguments, bucket))
         self._store.is_padding = _is_same(outputs[0], outputs[1]) and _is_alike(outputs[0], result)
         self._store.is_padding_verified = True
         if not self._store.is_padding:
@@ -290,14 +259,14 @@ class GraphedCore:
         if bucket is not None:
             # The padded forward runs once as it is, so that nothing is compiled or set up while it is recorded.
             result = self._core(module, arguments)
-            buffers = _padded(arguments, bucket)
+            buffers = padded(arguments, bucket)
             self._core(module, buffers.arguments)
         assert buffers is not None
         buffers.fill(arguments)
         taken = buffers.arguments
         try:
             graph, output, size = store.recorder.record(lambda: self._core(module, taken))
-            _rebuilt(output, taken, arguments, bucket)
+            restored(output, taken, arguments, bucket)
         except (RuntimeError, NotReplayableError) as error:
             # What was recorded didn't run, so nothing happened yet.
             self._reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
@@ -315,7 +284,7 @@ class GraphedCore:
         recorder.enter()
         recorded.buffers.fill(arguments)
         recorded.graph.replay()
-        result = _rebuilt(recorded.output, recorded.buffers.arguments, arguments, recorded.buffers.bucket)
+        result = restored(recorded.output, recorded.buffers.arguments, arguments, recorded.buffers.bucket)
         recorder.leave()
         tally(self._tag).replays += 1
         return result
@@ -327,121 +296,18 @@ class GraphedCore:
             NotReplayableError: An argument can't be copied into a buffer.
         """
         if bucket is None:
-            return tuple((name, _describe(value, device)) for name, value in arguments.items())
+            return tuple((name, describe_argument(value, device)) for name, value in arguments.items())
         parts: list[Hashable] = []
         for name, value in arguments.items():
             if name in bucket.rows:
                 parts.append((name, value.shape[1:], value.dtype, value.is_inference()))
             elif name not in bucket.padded:
-                parts.append((name, _describe(value, device)))
+                parts.append((name, describe_argument(value, device)))
         return tuple(parts)
 
 
 def _first_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:
     return next((value for value in arguments.values() if isinstance(value, torch.Tensor)), None)
-
-
-def _describe(value: Any, device: torch.device) -> Hashable:
-    if value is None:
-        return None
-    if isinstance(value, torch.Tensor):
-        if value.device != device:
-            raise NotReplayableError(f"an argument is on {value.device}")
-        return (value.shape, value.dtype, value.is_inference())
-    if isinstance(value, _PLAIN):
-        return (type(value), value)
-    if isinstance(value, Cache):
-        return _cache_addresses(value)
-    if isinstance(value, Mapping):
-        return tuple((key, _describe(each, device)) for key, each in value.items())
-    if isinstance(value, tuple | list):
-        return (type(value), *(_describe(each, device) for each in value))
-    raise NotReplayableError(f"an argument is a {type(value).__name__}")
-
-
-def _cache_addresses(cache: Cache) -> Hashable:
-    """Where a cache's states are. A graph writes there; layers that also count in Python can't be replayed."""
-    if type(cache) is not StaticCache:
-        raise NotReplayableError(f"the cache is a {type(cache).__name__}")
-    parts: list[Hashable] = []
-    for layer in cache.layers:
-        if type(layer) is not StaticLayer or not layer.is_initialized or getattr(layer, "record_past", False):
-            raise NotReplayableError(f"the cache has a layer of type {type(layer).__name__}")
-        keys = layer.keys
-        parts += (keys.data_ptr(), layer.values.data_ptr(), layer.cumulative_length.data_ptr())
-    return (keys.shape, keys.dtype, layer.values.shape, *parts) if cache.layers else ()
-
-
-def _buffers(value: Any) -> Any:
-    """Tensors of the same shapes to copy into. A cache is used where it is."""
-    if isinstance(value, torch.Tensor):
-        # Of the kind that the caller's is: Dynamo tells tensors that were made in inference mode apart.
-        with torch.inference_mode(value.is_inference()), torch.no_grad():
-            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    if isinstance(value, Cache):
-        return value
-    if isinstance(value, dict):
-        return {key: _buffers(each) for key, each in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_buffers(each) for each in value)
-    return value
-
-
-def _copy(buffer: Any, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
-        buffer.copy_(value)
-    elif isinstance(value, Mapping) and not isinstance(value, Cache):
-        for key, each in value.items():
-            _copy(buffer[key], each)
-    elif isinstance(value, tuple | list):
-        for into, each in zip(buffer, value, strict=True):
-            _copy(into, each)
-
-
-def _rebuilt(output: Any, taken: Mapping[str, Any], arguments: Mapping[str, Any], bucket: Bucket | None) -> Any:
-    """A recorded output as the caller's own: tensors copied, cut to the call's tokens, caches the call's.
-
-    Raises:
-        NotReplayableError: The output holds something else.
-    """
-    if isinstance(output, torch.Tensor):
-        if bucket is None:
-            return output.clone()
-        cut = bucket.cut(output, arguments[bucket.rows[0]].shape[0])
-        if cut is None:
-            raise NotReplayableError("an output has no row for each token or group of tokens")
-        return cut.clone()
-    if output is None or isinstance(output, _PLAIN):
-        return output
-    for name, value in taken.items():
-        if output is value:
-            return arguments[name]
-    if isinstance(output, ModelOutput):
-        rebuilt = {key: _rebuilt(each, taken, arguments, bucket) for key, each in output.items()}
-        return type(output)(**rebuilt)
-    if isinstance(output, dict):
-        return {key: _rebuilt(each, taken, arguments, bucket) for key, each in output.items()}
-    if isinstance(output, tuple | list):
-        return type(output)(_rebuilt(each, taken, arguments, bucket) for each in output)
-    raise NotReplayableError(f"an output is a {type(output).__name__}")
-
-
-def _cut(output: Any, arguments: Mapping[str, Any], bucket: Bucket) -> Any:
-    try:
-        return _rebuilt(output, {}, arguments, bucket)
-    except NotReplayableError:
-        return None
-
-
-def _padded(arguments: dict[str, Any], bucket: Bucket, padding: float = 0.0) -> _Buffers:
-    """Buffers that hold the padded arguments, the rows of floating tensors padded with a value."""
-    buffers = _Buffers(arguments={**arguments, **bucket.allocate(arguments)}, bucket=bucket, kept={})
-    buffers.fill(arguments)
-    with torch.inference_mode():
-        for name in bucket.rows:
-            if buffers.arguments[name].is_floating_point():
-                buffers.arguments[name][arguments[name].shape[0] :] = padding
-    return buffers
 
 
 def _is_same(one: Any, other: Any) -> bool:

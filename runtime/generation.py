@@ -2,7 +2,6 @@
 """What `generate` leaves to a compiled decoder: compiling the decode step, making its mask, and when it waits for a token."""
 
 import functools
-import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers.cache_utils import StaticCache, StaticLayer
 from transformers.generation import utils
 
 from .compiler import has_cuda_graphs
+from .scopes import with_globals
 from .settings import Options
 
 
@@ -51,8 +51,8 @@ def run_ahead(sample: Callable[..., Any], arguments: Mapping[str, Any]) -> Calla
         arguments: What `generate` calls it with, by name.
 
     Returns:
-        The function that does it: `sample` itself where the surplus step could be noticed (numbers drawn at random, code of
-        the user's that is called for each token), or where this Transformers can't.
+        The function that does it: `sample` itself where numbers are drawn at random, where criteria or processors of the user's
+        are called for each token, or where this Transformers can't. Hooks on modules see the surplus step.
     """
     is_upstreams = sample is getattr(utils.GenerationMixin, "_sample", None)
     if not is_upstreams or not hasattr(utils, "DeferredStopCheck"):
@@ -77,10 +77,7 @@ def _deferring() -> Callable[..., Any]:
 
     # The same code with another answer to this question: upstream's own class stays as it is for all other models.
     own: Any = utils.GenerationMixin._sample
-    scope = {**own.__globals__, "DeferredStopCheck": Deferred}
-    function = types.FunctionType(own.__code__, scope, own.__name__, own.__defaults__, own.__closure__)
-    function.__kwdefaults__ = own.__kwdefaults__
-    return function
+    return with_globals(own, {**own.__globals__, "DeferredStopCheck": Deferred})
 
 
 def widen_mask(arguments: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from .contract import Contract
-from .cuda_graphs import KEPT
+from .graph_buffers import KEPT
 
 # Results that are kept for one module: a stream of images has few sizes, and one result is a few hundred kilobytes.
 MAX_KEPT = 64

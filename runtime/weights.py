@@ -4,9 +4,7 @@
 import torch
 from torch import nn
 
-from .graph_passes import aligned
-
-_HALF = (torch.float16, torch.bfloat16)
+from .graph_passes import HALF, aligned
 
 
 def align_rows(module: nn.Module) -> None:
@@ -33,7 +31,7 @@ def align_rows(module: nn.Module) -> None:
 
 
 def _give_room(parameter: torch.Tensor, shape: tuple[int, ...]) -> None:
-    if type(parameter) is not nn.Parameter or not parameter.is_cuda or parameter.dtype not in _HALF:
+    if type(parameter) is not nn.Parameter or not parameter.is_cuda or parameter.dtype not in HALF:
         return
     if shape == tuple(parameter.shape) or not parameter.is_contiguous() or not _is_alone(parameter):
         return

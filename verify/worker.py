@@ -40,8 +40,9 @@ def work(connection: Connection, folder: Path, backend: str, device: str, dtype:
     upstream_logging.disable_progress_bar()
     from .cases import Sweep
     from .packages import find_folder
-    from .proof import Setup, forget, prove
+    from .proof import forget, prove
     from .results import encode
+    from .runs import Setup
 
     where = find_folder(folder)
     sys.path.insert(0, str(where.root))
