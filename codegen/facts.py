@@ -148,6 +148,7 @@ class HazardKind(StrEnum):
     STATE_WRITE = "state-write"
     DYNAMIC_ROPE = "dynamic-rope"
     LAYER_NUMBER = "layer-number"
+    GRAPH_ONLY = "graph-only"
 
 
 class HazardLevel(StrEnum):
@@ -285,6 +286,8 @@ class Forward:
     divisions: tuple[Pattern, ...] = ()
     """Other methods that divide sizes by a function of tensors: see `codegen.analyze.divisions`."""
     choice: LayerChoice | None = None
+    graph_only: tuple[Pattern, ...] = ()
+    """Branches in its reach that only a graph takes: see `codegen.analyze.graph_only`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

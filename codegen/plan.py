@@ -65,6 +65,8 @@ class Region:
     span: Span
     by_layer: ByLayer | None = None
     """When its layers are compiled instead."""
+    graph_only: tuple[Pattern, ...] = ()
+    """Branches that no graph of it may take."""
     only_in_training: bool = False
     """It is such a layer: outside of training it is a part of the region's graph."""
 
@@ -388,6 +390,9 @@ def _region(facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: 
         ),
         reason=reason,
         span=fact.span,
+        graph_only=tuple(
+            dict.fromkeys(each for below in reach if below.forward is not None for each in below.forward.graph_only)
+        ),
     )
 
 

@@ -244,13 +244,15 @@ class _Writer:
             flags["text"] = True
         parts = dict.fromkeys(f'"{call.within}"' for call in region.hoisted if call.within)
         inner = (f"inner=({', '.join(parts)},)",) if parts else ()
+        branches = [f'"{_file(each.span)}:{each.first_line}-{each.last_line}"' for each in region.graph_only]
+        graph_only = (f"graph_only=({', '.join(branches)},)",) if branches else ()
         block = ("per_instance=False",) if region.granularity is Granularity.BLOCK else ()
         training = ("only_in_training=True",) if region.only_in_training else ()
         return RegionText(
             tag=region.tag,
             role=region.role.name,
             contract=contract,
-            flags=(*(f"{name}=True" for name, on in flags.items() if on), *inner, *block, *training),
+            flags=(*(f"{name}=True" for name, on in flags.items() if on), *inner, *graph_only, *block, *training),
         )
 
     def _contract_entry(self, shape: ArgumentShape) -> str | None:

@@ -29,6 +29,7 @@ ADVICE = {
     HazardKind.STATE_WRITE: "Return the value, or write it in a caller, outside of what is compiled.",
     HazardKind.DYNAMIC_ROPE: "Nothing to do: a region with such a config runs uncompiled.",
     HazardKind.LAYER_NUMBER: "Nothing to do for a graph of the whole model; a graph for layers is compiled for each.",
+    HazardKind.GRAPH_ONLY: "Compute the same in both; until then, what takes this branch in a graph runs uncompiled.",
 }
 
 

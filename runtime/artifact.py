@@ -57,6 +57,7 @@ class Call:
     contract: Contract
     variant: Hashable
     is_padded: bool
+    graph_only: tuple[str, ...]
 
 
 class Form:
@@ -291,6 +292,7 @@ def _build(
                     arguments,
                     options=module.vgen_options,  # type: ignore[arg-type]
                     is_padded=call.is_padded,
+                    graph_only=call.graph_only,
                     keeps=keeps,
                 )
             compiled._artifacts.source_info.inlined_sources = {

@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from .constant_sizes import constant_sizes
 from .counting import tally
 from .decode_passes import attend_in_parts, multiply_rows
+from .graph_only import refuse
 from .graph_passes import align_matrices, flatten_patch_convolutions
 from .kernels import SETTINGS
 from .scopes import with_globals
@@ -56,13 +57,15 @@ _shapes = torch.fx.experimental._config
 class CountingBackend:
     """A `torch.compile` backend that counts what it is handed, and hands it on."""
 
-    def __init__(self, tag: str, options: Options, *, is_padded: bool) -> None:
+    def __init__(self, tag: str, options: Options, *, is_padded: bool, graph_only: Sequence[str] = ()) -> None:
         self.graphs = 0
         self.constants: dict[str, dict[int, int]] = {}
         self._tag = tag
         self._backend = _resolve(options, is_padded)
+        self._graph_only = graph_only
 
     def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        refuse(graph, self._graph_only)
         # Counted when it is done: Dynamo may stop the backend to trace once more.
         compiled: Callable[..., Any] = self._backend(graph, example_inputs)
         self.constants = constant_sizes(graph)
@@ -83,12 +86,20 @@ class CompiledCore:
         options: The backend and its mode.
         is_shared: Whether modules of one class call it in turns.
         is_padded: Whether matrix products are padded to widths that the hardware likes. Exact: the padding is zeros.
+        graph_only: Places in upstream's code that no graph may have gone through: see `graph_only.refuse`.
     """
 
     def __init__(
-        self, core: Callable[..., Any], *, tag: str, options: Options, is_shared: bool, is_padded: bool = False
+        self,
+        core: Callable[..., Any],
+        *,
+        tag: str,
+        options: Options,
+        is_shared: bool,
+        is_padded: bool = False,
+        graph_only: Sequence[str] = (),
     ) -> None:
-        self.backend = CountingBackend(tag, options, is_padded=is_padded)
+        self.backend = CountingBackend(tag, options, is_padded=is_padded, graph_only=graph_only)
         self.pinned: dict[tuple[str, int], int] = {}
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         self._has_fixed_floats = not is_shared
@@ -126,6 +137,7 @@ def ahead_of_time(
     *,
     options: Options,
     is_padded: bool,
+    graph_only: Sequence[str],
     keeps: Callable[[Any], bool],
 ) -> Any:
     """Compile a core for calls like this one, in a form that can be saved. Nothing runs.
@@ -136,12 +148,15 @@ def ahead_of_time(
         arguments: Its arguments by name.
         options: The mode; the backend is Inductor.
         is_padded: See `CompiledCore`.
+        graph_only: Likewise.
         keeps: Of one of Dynamo's guards, whether it stays in force.
 
     Returns:
         PyTorch's AOTCompiledFunction.
     """
-    backend = _Inductor(options.mode, has_gradients=False, is_padded=is_padded, settings=SETTINGS)
+    backend = _Inductor(
+        options.mode, has_gradients=False, is_padded=is_padded, settings=SETTINGS, graph_only=graph_only
+    )
     guards: dict[str, Any] = {"guard_filter_fn": lambda entries: [keeps(each) for each in entries]}
     changes: dict[str, Any] = {
         "enable_aot_compile": True,
@@ -224,15 +239,23 @@ class _Inductor(AotAutograd):
     """
 
     def __init__(
-        self, mode: str | None, *, has_gradients: bool, is_padded: bool, settings: Mapping[str, Any] | None = None
+        self,
+        mode: str | None,
+        *,
+        has_gradients: bool,
+        is_padded: bool,
+        settings: Mapping[str, Any] | None = None,
+        graph_only: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._mode = mode
         self._has_gradients = has_gradients
         self._is_padded = is_padded
         self._settings = dict(settings or {})
+        self._graph_only = graph_only
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        refuse(gm, self._graph_only)
         settings = _PADDED if self._is_padded else _UNPADDED
         if not self._has_gradients and any(getattr(each, "is_cuda", False) for each in example_inputs):
             flatten_patch_convolutions(gm)

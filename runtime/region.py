@@ -16,6 +16,7 @@ from .contract import Contract, Violation
 from .counting import record_fallback, tally
 from .cuda_graphs import GraphedCore, GraphStore
 from .generation import widen_mask
+from .graph_only import GraphOnlyError
 from .limits import Limits
 from .memos import Memos
 from .prologue import Prologues, run
@@ -90,6 +91,8 @@ class Region:
         rotary: The core has rotary embeddings, which some configs rule out: see `rope_reason`.
         records_outputs: The core records hidden states or attentions by Transformers' hooks.
         inner: The parts of the module whose own prologue calls are made in the region's.
+        graph_only: Branches of upstream's code, `file.py:first-last` each, that compute in a graph what eager computes in
+            another way. A graph that takes one is refused.
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they
             compile, those with weights of other shapes apart.
         only_in_training: In eval mode it is a part of another region, and never compiled alone.
@@ -106,6 +109,7 @@ class Region:
         rotary: bool = False,
         records_outputs: bool = False,
         inner: tuple[str, ...] = (),
+        graph_only: tuple[str, ...] = (),
         per_instance: bool = True,
         only_in_training: bool = False,
     ) -> None:
@@ -117,6 +121,7 @@ class Region:
         self.rotary = rotary
         self.records_outputs = records_outputs
         self.inner = inner
+        self.graph_only = graph_only
         self.per_instance = per_instance
         self.only_in_training = only_in_training
         self._shared: dict[tuple[type, Options], _Variants] = {}
@@ -194,7 +199,13 @@ class Region:
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
         described = (described, variants.limits.sides(arguments))
-        call = Call(tag=tag, contract=self.contract, variant=described, is_padded=self.on_request)
+        call = Call(
+            tag=tag,
+            contract=self.contract,
+            variant=described,
+            is_padded=self.on_request,
+            graph_only=self.graph_only,
+        )
         form = own.forms.find(module, call, arguments)
         if form is not None:
             count.loaded += 1
@@ -245,6 +256,7 @@ class Region:
             options=options,
             is_shared=not self.per_instance,
             is_padded=self.on_request,
+            graph_only=self.graph_only,
         )
 
     def _run(self, module: Any, variants: _Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:
@@ -386,6 +398,9 @@ def _pinned(core: CompiledCore) -> str:
 
 
 def _one_line(error: BaseException) -> str:
+    refused = getattr(error, "inner_exception", None)
+    if isinstance(refused, GraphOnlyError):
+        return f"it can't be compiled: {refused}"
     # What a backend raised stands below the line that names the backend.
     lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.endswith("raised:")]
     return f"it can't be compiled: {type(error).__name__}: {next(iter(lines), 'no message')}"

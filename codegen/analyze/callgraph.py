@@ -66,12 +66,13 @@ class CallGraph:
         body = node.body if node is not None else ()
         return scan(function, frozenset(each.name for each in body if isinstance(each, ast.FunctionDef)))
 
-    def reach(self, ref: Ref, hoisted: frozenset[int]) -> Iterator[Reached]:
+    @remembered
+    def reach(self, ref: Ref, hoisted: frozenset[int]) -> tuple[Reached, ...]:
         """Every function that the forward of `ref` reaches, the forward itself first; what one of the `hoisted` lines of the
         forward reaches is told apart by that line, and the most serious way there counts for all others."""
         forward = self.classes.method(ref, "forward")
         if forward is None:
-            return
+            return ()
         best: dict[tuple[Ref, str, int | None], HazardLevel] = {}
         pending = [Reached(owner=forward[0], function=forward[1], cap=ERROR, line=None)]
         found: dict[tuple[Ref, str, int | None], Reached] = {}
@@ -90,7 +91,7 @@ class CallGraph:
                 if here.function is forward[1] and call.line in hoisted:
                     line = call.line
                 pending.append(Reached(owner=target[0], function=target[1], cap=lower(here.cap, call.cap), line=line))
-        yield from found.values()
+        return tuple(found.values())
 
     def _target(self, ref: Ref, here: Reached, call: Called) -> tuple[Ref, Function] | None:
         """The definition that a call leads to, where that is certain."""
@@ -162,6 +163,12 @@ class CallGraph:
                     target = self.classes.resolve_class(file, name)
                     if target is not None and self.classes.node(target) is not None:
                         yield target
+
+
+@remembered
+def call_graph(classes: Classes) -> CallGraph:
+    """The one of a source's classes."""
+    return CallGraph(classes)
 
 
 def _is_left_out(module: str) -> bool:

@@ -6,11 +6,10 @@ The reach of a class is its forward and what that calls; the children that it ma
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from ..facts import Forward, Hazard, HazardKind, Ref, Span
-from ..memo import remembered
-from .callgraph import CallGraph, Reached, decorators
+from ..facts import Forward, Hazard, HazardKind, PrologueCall, Ref, Span
+from .callgraph import Reached, call_graph, decorators
 from .classes import Classes
 from .composition import children, inherited_init
 from .conditions import NOTE, WARNING, lower
@@ -46,20 +45,20 @@ def hazards(classes: Classes, ref: Ref, forward: Forward | None) -> tuple[Hazard
     """
     if forward is None:
         return ()
-    lines = (range(call.first_line, call.last_line + 1) for call in forward.prologue if not call.within)
-    hoisted = frozenset(line for each in lines for line in each)
+    hoisted = hoisted_lines(forward.prologue)
     found: dict[tuple[HazardKind, Span, str | None], Hazard] = {}
-    for reached in _graph(classes).reach(ref, hoisted):
+    for reached in call_graph(classes).reach(ref, hoisted):
         for hazard in _of(classes, ref, reached, hoisted):
             key = (hazard.kind, hazard.span, hazard.resolved_by)
             if key not in found or found[key].level.rank < hazard.level.rank:
                 found[key] = hazard
-    return (*found.values(), *_layer_number(classes, ref))
+    return (*found.values(), *_in_graphs(ref, forward), *_layer_number(classes, ref))
 
 
-@remembered
-def _graph(classes: Classes) -> CallGraph:
-    return CallGraph(classes)
+def hoisted_lines(calls: Iterable[PrologueCall]) -> frozenset[int]:
+    """The lines of a forward that its prologue calls stand in."""
+    lines = (range(call.first_line, call.last_line + 1) for call in calls if not call.within)
+    return frozenset(line for each in lines for line in each)
 
 
 def _of(classes: Classes, ref: Ref, reached: Reached, hoisted: frozenset[int]) -> Iterator[Hazard]:
@@ -70,7 +69,7 @@ def _of(classes: Classes, ref: Ref, reached: Reached, hoisted: frozenset[int]) -
     node = classes.node(owner) if function.name == "forward" else None
     if node is not None and EXPERTS in decorators(node):
         rule, cap = EXPERTS_RULE, lower(cap, WARNING)
-    graph = _graph(classes)
+    graph = call_graph(classes)
     scanned = graph.scan(owner, function)
     handed_on = [found for child, found in scanned.handed_on if graph.attends(ref, child)]
     for found in (*scanned.hazards, *handed_on):
@@ -91,6 +90,17 @@ def _of(classes: Classes, ref: Ref, reached: Reached, hoisted: frozenset[int]) -
             owner=ref,
             level=WARNING,
             resolved_by=ROPE_RULE,
+        )
+
+
+def _in_graphs(ref: Ref, forward: Forward) -> Iterator[Hazard]:
+    for branch in forward.graph_only:
+        yield Hazard(
+            kind=HazardKind.GRAPH_ONLY,
+            message=f"`{branch.method}` computes this in another way in a graph than in eager: the results differ by rounding",
+            span=branch.span,
+            owner=ref,
+            level=WARNING,
         )
 
 

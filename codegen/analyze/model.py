@@ -26,14 +26,14 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, layer_drop, loops
+from . import clamps, divisions, graph_only, layer_drop, loops
 from . import forward as declared
-from .callgraph import RENAMING, decorators
+from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
 from .composition import children, inherited_init, live
 from .dims import argument_shapes, result_shapes
 from .grouped import lookup
-from .hazards import hazards, reachable
+from .hazards import hazards, hoisted_lines, reachable
 from .inner_prologue import hoistable
 from .packed import find
 from .roles import rivals, roles, unfollowed
@@ -199,6 +199,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         loop=_loop(classes, trees, ref),
         divisions=_divisions(classes, trees, ref),
         choice=_choice(tree),
+        graph_only=_graph_only(classes, ref, calls),
     )
 
 
@@ -267,6 +268,23 @@ def _choice(tree: Tree) -> LayerChoice | None:
         lists=found.lists,
         conditions=found.conditions,
         spans=tuple(tree.span(branch) for branch in found.branches),
+    )
+
+
+def _graph_only(classes: Classes, ref: Ref, calls: tuple[PrologueCall, ...]) -> tuple[Pattern, ...]:
+    """The branches in reach of a forward, but for what is hoisted from it."""
+    hoisted = hoisted_lines(calls)
+    return tuple(
+        Pattern(
+            owner=reached.owner,
+            method=reached.function.name,
+            first_line=lines.start,
+            last_line=lines.stop - 1,
+            span=Span(file=reached.owner.file, line=lines.start),
+        )
+        for reached in call_graph(classes).reach(ref, hoisted)
+        if reached.line is None and graph_only.is_told(classes.source.file(reached.owner.file).text)
+        for lines in graph_only.find(reached.function)
     )
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Branches of upstream's code that only a graph takes: a graph that went through one isn't what eager computes."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from torch.fx import GraphModule
+
+_FRAME = re.compile(r'File "(?:[^"]*[\\/])?([^"\\/]+)", line (\d+)')
+
+
+class GraphOnlyError(Exception):
+    """A captured graph computes by such a branch."""
+
+
+def refuse(graph: GraphModule, places: Sequence[str]) -> None:
+    """Raise where a captured graph went through one of these places.
+
+    Args:
+        graph: What a `torch.compile` backend is handed.
+        places: `file.py:first-last` each, lines of a branch.
+
+    Raises:
+        GraphOnlyError: It did. Dynamo wraps this as it does what any backend raises.
+    """
+    for place in places:
+        if _is_taken(graph, place):
+            raise GraphOnlyError(f"in a graph upstream takes {place} instead of what it computes in eager")
+
+
+def _is_taken(graph: GraphModule, place: str) -> bool:
+    file, _, lines = place.rpartition(":")
+    first, _, last = lines.partition("-")
+    wanted = range(int(first), int(last) + 1)
+    return any(name == file and line in wanted for name, line in set(_frames(graph)))
+
+
+def _frames(graph: GraphModule) -> Iterator[tuple[str, int]]:
+    """The source lines that a graph's operators come from, those of the graphs inside of it included: checkpointed layers
+    are such."""
+    for part in graph.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            for name, line in _FRAME.findall(node.stack_trace or ""):
+                yield name, int(line)
