@@ -57,6 +57,7 @@ class Call:
     contract: Contract
     variant: Hashable
     is_padded: bool
+    has_fixed_ints: bool
     graph_only: tuple[str, ...]
 
 
@@ -292,6 +293,7 @@ def _build(
                     arguments,
                     options=module.vgen_options,  # type: ignore[arg-type]
                     is_padded=call.is_padded,
+                    has_fixed_ints=call.has_fixed_ints,
                     graph_only=call.graph_only,
                     keeps=keeps,
                 )

@@ -86,6 +86,7 @@ class CompiledCore:
         options: The backend and its mode.
         is_shared: Whether modules of one class call it in turns.
         is_padded: Whether matrix products are padded to widths that the hardware likes. Exact: the padding is zeros.
+        has_fixed_ints: Whether every Python int among the arguments belongs to the variant.
         graph_only: Places in upstream's code that no graph may have gone through: see `graph_only.refuse`.
     """
 
@@ -97,12 +98,14 @@ class CompiledCore:
         options: Options,
         is_shared: bool,
         is_padded: bool = False,
+        has_fixed_ints: bool = False,
         graph_only: Sequence[str] = (),
     ) -> None:
         self.backend = CountingBackend(tag, options, is_padded=is_padded, graph_only=graph_only)
         self.pinned: dict[tuple[str, int], int] = {}
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         self._has_fixed_floats = not is_shared
+        self._has_fixed_ints = has_fixed_ints
         keywords: dict[str, Any] = (
             {"isolate_recompiles": True, "recompile_limit": self._limit} if _IS_ISOLATING else {}
         )
@@ -114,7 +117,7 @@ class CompiledCore:
         Raises:
             COMPILE_ERRORS: It can't be compiled. Nothing ran then.
         """
-        with _settings(self._limit, has_fixed_floats=self._has_fixed_floats):
+        with _settings(self._limit, has_fixed_floats=self._has_fixed_floats, has_fixed_ints=self._has_fixed_ints):
             return self._compiled(module, **arguments)
 
     def pin(self, dynamic: Iterable[tuple[str, int]]) -> None:
@@ -137,6 +140,7 @@ def ahead_of_time(
     *,
     options: Options,
     is_padded: bool,
+    has_fixed_ints: bool,
     graph_only: Sequence[str],
     keeps: Callable[[Any], bool],
 ) -> Any:
@@ -148,6 +152,7 @@ def ahead_of_time(
         arguments: Its arguments by name.
         options: The mode; the backend is Inductor.
         is_padded: See `CompiledCore`.
+        has_fixed_ints: Likewise.
         graph_only: Likewise.
         keeps: Of one of Dynamo's guards, whether it stays in force.
 
@@ -165,7 +170,7 @@ def ahead_of_time(
         # Guards are rebuilt where the artifact is loaded, and there may be no C++ compiler.
         "enable_cpp_symbolic_shape_guards": False,
     }
-    with _settings(VARIANT_LIMIT, has_fixed_floats=True), _dynamo.patch(changes):
+    with _settings(VARIANT_LIMIT, has_fixed_floats=True, has_fixed_ints=has_fixed_ints), _dynamo.patch(changes):
         # Torch 2.11 looks for what a form refers to among its globals alone, built-in names included.
         function = with_globals(core, vars(builtins) | core.__globals__)
         compiled: Any = torch.compile(function, fullgraph=True, dynamic=True, backend=backend, options=guards)
@@ -173,7 +178,7 @@ def ahead_of_time(
 
 
 @contextmanager
-def _settings(limit: int, *, has_fixed_floats: bool) -> Iterator[None]:
+def _settings(limit: int, *, has_fixed_floats: bool, has_fixed_ints: bool) -> Iterator[None]:
     """Dynamo's settings for cores, in force for every call because any call may compile.
 
     - No duck shaping: two dimensions that happen to be equal in the first call aren't taken for one.
@@ -184,6 +189,7 @@ def _settings(limit: int, *, has_fixed_floats: bool) -> Iterator[None]:
       those among arguments belong to a variant. As inputs, which they are by default with dynamic shapes, those that
       are no factor of a tensor make Inductor give up halfway, and Dynamo trace everything once more. Layers that share
       what is compiled may differ in them.
+    - So are ints that a variant tells apart (`has_fixed_ints`), such as a pair of sizes.
 
     Settings are read and set one by one: `config.patch` takes several times as long. One that has its value already is
     left alone, so that calls in several threads don't restore each other's settings where these are process-wide.
@@ -206,6 +212,9 @@ def _settings(limit: int, *, has_fixed_floats: bool) -> Iterator[None]:
         if has_fixed_floats and not _dynamo.specialize_float:
             changes.append((_dynamo, "specialize_float", False))
             _dynamo.specialize_float = True
+        if has_fixed_ints and not _dynamo.specialize_int:
+            changes.append((_dynamo, "specialize_int", False))
+            _dynamo.specialize_int = True
         if not _IS_ISOLATING:
             # All instances and variants of a class count against the limit together.
             for name in ("recompile_limit", "accumulated_recompile_limit"):

@@ -74,6 +74,11 @@ class Contract:
         return {name: ends for name, ends in pairs.items() if ends in self._dims}
 
     @property
+    def has_sizes(self) -> bool:
+        """Whether an argument is a Python int that may change: every other is a part of the variant."""
+        return bool(self._sizes)
+
+    @property
     def arguments(self) -> dict[str, Dims | Size]:
         """The arguments as they were given, sizes last."""
         return {name: Dims(dims) for name, dims in self._dims.items()} | {name: Size() for name in sorted(self._sizes)}

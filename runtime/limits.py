@@ -5,7 +5,7 @@
   in transformers/cache_utils.py), and masks know a distance only beyond it.
 - The chunk of a state-space layer, the block of a linear or sparse attention: one is another shape than several, and so are
   whole ones. So are the windows of an attention that pads to whole ones (Longformer, LED).
-- The size of the images that position embeddings are made for: those of other sizes are interpolated.
+- The size of the images that position embeddings are made for, those of a part inside too: others are interpolated.
 """
 
 from collections.abc import Hashable, Mapping
@@ -30,7 +30,8 @@ class Limits:
     def __init__(self, module: torch.nn.Module, config: Any) -> None:
         self._windows = _windows(config)
         self._chunks = _whole(config, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
-        self._image = _image_size(config) if _interpolates(module) else None
+        self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
+        self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
 
     def sides(self, arguments: Mapping[str, Any]) -> tuple[Hashable, ...]:
         """On which sides of the limits a call is: equal for two calls that upstream runs in the same branches.
@@ -49,10 +50,13 @@ class Limits:
                 for window in self._windows:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
-        if self._image is not None:
+        if self._images or self._axes:
             value = next((each for name in _IMAGES if isinstance(each := arguments.get(name), torch.Tensor)), None)
             if value is not None and value.ndim > 3:
-                found.append(tuple(value.shape[-2:]) == self._image)
+                size = tuple(value.shape[-2:])
+                found += [size == image for image in self._images]
+                # Height and width are compared one after the other.
+                found += [size[axis] == image[axis] for image in self._axes for axis in (0, 1)]
         return tuple(found)
 
 
@@ -74,8 +78,15 @@ def _whole(config: Any, *names: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(value for name in names if type(value := _read(config, name)) is int and value > 0))
 
 
-def _image_size(config: Any) -> tuple[int, int] | None:
-    size = _read(config, "image_size")
+def _image_sizes(module: torch.nn.Module, config: Any, name: str, method: str) -> tuple[tuple[int, int], ...]:
+    """The sizes under a name in the configs of the parts that have a method, which compares sizes with it. A part without a
+    config of its own goes by the region's."""
+    configs = (getattr(part, "config", config) for part in module.modules() if hasattr(part, method))
+    sizes = (_pair(_read(each, name)) for each in configs)
+    return tuple(dict.fromkeys(size for size in sizes if size is not None))
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
     if type(size) is int:
         return size, size
     if isinstance(size, list | tuple) and len(size) == 2:
@@ -89,10 +100,6 @@ def _read(config: Any, name: str) -> Any:
     except ValueError:
         # Upstream refuses to tell one value where layers have their own.
         return None
-
-
-def _interpolates(module: torch.nn.Module) -> bool:
-    return any(hasattr(part, "interpolate_pos_encoding") for part in module.modules())
 
 
 def _past(arguments: Mapping[str, Any]) -> int:

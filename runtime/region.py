@@ -117,6 +117,8 @@ class Region:
         self.role = role
         self.contract = contract
         self.on_request = role is Role.ENCODER and not text
+        # A cache counts in ints that are no part of a variant.
+        self._has_fixed_ints = self.on_request and not contract.has_sizes
         self.packed_attention = packed_attention
         self.rotary = rotary
         self.records_outputs = records_outputs
@@ -204,6 +206,7 @@ class Region:
             contract=self.contract,
             variant=described,
             is_padded=self.on_request,
+            has_fixed_ints=self._has_fixed_ints,
             graph_only=self.graph_only,
         )
         form = own.forms.find(module, call, arguments)
@@ -256,6 +259,7 @@ class Region:
             options=options,
             is_shared=not self.per_instance,
             is_padded=self.on_request,
+            has_fixed_ints=self._has_fixed_ints,
             graph_only=self.graph_only,
         )
 

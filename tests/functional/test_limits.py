@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import built
 import pytest
 import tiny
 import torch
@@ -102,6 +103,29 @@ def test_the_config_s_own_image_size_is_a_variant(
         ours, theirs = generated(pixels, **more), upstream(pixels, **more)
         assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
         assert counted(f"{package}.encoder") == (expected, expected), size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("package", "name", "output"),
+    [
+        ("depth_anything", "DepthAnythingForDepthEstimation", "predicted_depth"),
+        ("vitdet", "VitDetModel", "last_hidden_state"),
+        ("swin", "SwinModel", "last_hidden_state"),
+    ],
+)
+def test_image_sizes_that_parts_compare_or_are_given_as_numbers_are_variants(
+    package: str, name: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream, generated, made = built.built_pair(package, name, tmp_path, monkeypatch)
+    upstream, generated = upstream.eval(), generated.eval()
+    patch = made.inputs["pixel_values"].shape[-1] // 4
+    for height, width in ((4, 4), (4, 8), (8, 4), (8, 12), (12, 8), (4, 4)):
+        pixels = torch.randn(2, 3, height * patch, width * patch, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(generated(pixels)[output], upstream(pixels)[output])
+    (count,) = (count for tag, count in runtime.counters().items() if ".encoder" in tag)
+    assert not count.fallbacks
+    assert count.compiles == count.variants
 
 
 @torch.no_grad()
