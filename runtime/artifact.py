@@ -34,6 +34,7 @@ from .errors import ArtifactError
 from .fingerprint import Fingerprint, UnsuitableError
 from .kernels import LOADING, install, recorded
 from .key import Fields, digest, fields, nearest
+from .limits import Limits
 from .weights import align_rows
 
 logger = logging.getLogger("vgen.runtime")
@@ -55,6 +56,7 @@ class Call:
 
     tag: str
     contract: Contract
+    limits: Limits
     variant: Hashable
     is_padded: bool
     has_fixed_ints: bool
@@ -286,7 +288,7 @@ def _build(
             return is_kept
 
         try:
-            with _marked_static(call.contract, arguments), recorded() as libraries:
+            with _marked_static(call, arguments), recorded() as libraries:
                 compiled = ahead_of_time(
                     core,
                     module,
@@ -327,13 +329,13 @@ def _build(
 
 
 @contextmanager
-def _marked_static(contract: Contract, arguments: dict[str, Any]) -> Iterator[None]:
+def _marked_static(call: Call, arguments: dict[str, Any]) -> Iterator[None]:
     """Marks are attributes of tensors, and saved guards are for tensors that nobody marked."""
     given = [each for each in arguments.values() if isinstance(each, torch.Tensor)]
     caches = [each for each in arguments.values() if isinstance(each, Cache)]
     marked = [*given, *chain.from_iterable(map(key_value_states, caches))]
     before = [(each, dict(each.__dict__)) for each in marked]
-    contract.mark_static(arguments)
+    call.contract.mark_static(arguments, call.limits.fixed(arguments))
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ In this version Dynamo's guards stay in force behind it: the contract decides th
 what falls back; a call that it lets through is still guarded by Dynamo.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +141,14 @@ class Contract:
                 ]
         return found
 
-    def mark_static(self, arguments: Mapping[str, Any]) -> None:
+    def mark_static(self, arguments: Mapping[str, Any], more: Iterable[tuple[str, int]] = ()) -> None:
         """Tell Dynamo which dimensions are static, before it compiles a variant.
 
         Of a cache those are the number of heads and their sizes: (batch, heads, kv_length, head_dim).
+
+        Args:
+            arguments: The core's arguments by name.
+            more: Further dimensions that are, by argument and index: see `Limits.fixed`.
         """
         for name, value in arguments.items():
             if isinstance(value, Cache):
@@ -159,3 +163,5 @@ class Contract:
             for index, dim in enumerate(dims):
                 if not isinstance(dim, str):
                     torch._dynamo.mark_static(value, index)
+        for name, index in more:
+            torch._dynamo.mark_static(arguments[name], index)

@@ -29,6 +29,7 @@ from .graph_buffers import (
     restored_or_none,
 )
 from .graph_fingerprint import GraphFingerprint
+from .limits import Limits
 from .packing import Bucket, bucket_for
 
 logger = logging.getLogger("vgen.runtime")
@@ -166,16 +167,25 @@ class GraphedCore:
         core: What runs where nothing is recorded.
         tag: The region's compile tag.
         contract: The region's contract.
+        limits: The limits of its module.
         is_packed: Whether tokens meet in packed attention only, so that padding is exact.
         store: Where the graphs are.
     """
 
     def __init__(
-        self, core: CompiledCore | Form, *, tag: str, contract: Contract, is_packed: bool, store: GraphStore
+        self,
+        core: CompiledCore | Form,
+        *,
+        tag: str,
+        contract: Contract,
+        limits: Limits,
+        is_packed: bool,
+        store: GraphStore,
     ) -> None:
         self._core = core
         self._tag = tag
         self._contract = contract
+        self._limits = limits
         self._is_packed = is_packed
         self._store = store
         # Why this variant can't be recorded.
@@ -216,7 +226,7 @@ class GraphedCore:
             buffers = Buffers(arguments=buffers_for(arguments), bucket=None, kept={})
             buffers.fill(arguments)
             # It may compile for them.
-            self._contract.mark_static(buffers.arguments)
+            self._contract.mark_static(buffers.arguments, self._limits.fixed(buffers.arguments))
         taken = buffers.arguments if buffers is not None else arguments
         result = self._core(module, taken)
         try:

@@ -5,6 +5,8 @@
   in transformers/cache_utils.py), and masks know a distance only beyond it.
 - The chunk of a state-space layer, the block of a linear or sparse attention: one is another shape than several, and so are
   whole ones. So are the windows of an attention that pads to whole ones (Longformer, LED).
+- The size of images in a stack that attends in windows at several resolutions (Swin, DaViT, Hiera): padded to whole windows and
+  halved from stage to stage, sizes become formulas that take minutes to trace. So each size is a variant there.
 - The size of the images that position embeddings are made for, those of a part inside too: others are interpolated.
 """
 
@@ -31,6 +33,7 @@ class Limits:
         self._windows = _windows(config)
         self._chunks = _whole(config, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
+        self._has_stages = _has_stages(module)
         self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
 
     def sides(self, arguments: Mapping[str, Any]) -> tuple[Hashable, ...]:
@@ -50,14 +53,41 @@ class Limits:
                 for window in self._windows:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
+        found += [arguments[name].shape[dim] for name, dim in self.fixed(arguments)]
         if self._images or self._axes:
-            value = next((each for name in _IMAGES if isinstance(each := arguments.get(name), torch.Tensor)), None)
-            if value is not None and value.ndim > 3:
+            value = _image(arguments)
+            if value is not None:
                 size = tuple(value.shape[-2:])
                 found += [size == image for image in self._images]
                 # Height and width are compared one after the other.
                 found += [size[axis] == image[axis] for image in self._axes for axis in (0, 1)]
         return tuple(found)
+
+    def fixed(self, arguments: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """The dimensions of tensors among the arguments whose sizes belong to the variant, by argument and index.
+
+        Args:
+            arguments: The core's arguments by name.
+        """
+        if not self._has_stages or _image(arguments) is None:
+            return []
+        tensors = ((name, each) for name, each in arguments.items() if isinstance(each, torch.Tensor))
+        return [(name, dim) for name, each in tensors for dim in range(1, each.ndim)]
+
+
+def _image(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    value = next((each for name in _IMAGES if isinstance(each := arguments.get(name), torch.Tensor)), None)
+    return value if value is not None and value.ndim > 3 else None
+
+
+def _has_stages(module: torch.nn.Module) -> bool:
+    """Whether the layers of one class that have a window have several widths: what is halved in size is doubled in width."""
+    widths: dict[type, set[frozenset[int]]] = {}
+    for part in module.modules():
+        if type(getattr(part, "window_size", None)) is int:
+            own = frozenset(each.shape[-1] for each in part.parameters() if each.ndim)
+            widths.setdefault(type(part), set()).add(own)
+    return any(len(found) > 1 for found in widths.values())
 
 
 def _windows(config: Any) -> tuple[int, ...]:

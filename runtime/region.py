@@ -204,6 +204,7 @@ class Region:
         call = Call(
             tag=tag,
             contract=self.contract,
+            limits=variants.limits,
             variant=described,
             is_padded=self.on_request,
             has_fixed_ints=self._has_fixed_ints,
@@ -221,7 +222,7 @@ class Region:
         if core is None:
             if len(variants.cores) >= MAX_VARIANTS:
                 return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
-            self.contract.mark_static(arguments)
+            self.contract.mark_static(arguments, variants.limits.fixed(arguments))
             core = variants.cores.setdefault(variant, self._compiled(module, is_hooked=is_hooked))
             count.variants += 1
         elif core.pinned and not core.is_for(arguments):
@@ -283,10 +284,12 @@ class Region:
         options: Options = module.vgen_options
         if not options.cuda_graphs or not self.per_instance or torch.is_grad_enabled() or has_cuda_graphs(options):
             return core
+        assert variants.limits is not None
         return GraphedCore(
             core,
             tag=self.tag_of(module),
             contract=self.contract,
+            limits=variants.limits,
             is_packed=self.packed_attention,
             store=variants.graphs,
         )

@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 
 from vgen.runtime import Contract, counters, options, size, tensor
 from vgen.runtime.cuda_graphs import GraphedCore, GraphStore
+from vgen.runtime.limits import Limits
 from vgen.runtime.packing import MAX_TOKENS, MIN_STEP, bucket_for, bucket_of
 
 IDS = torch.arange(18).view(2, 9)
@@ -86,7 +87,8 @@ def graphed(
 
     module.eval()
     store = GraphStore(FakeRecorder(budget))
-    made = GraphedCore(core, tag="test", contract=contract, is_packed=is_packed, store=store)
+    limits = Limits(module, None)
+    made = GraphedCore(core, tag="test", contract=contract, limits=limits, is_packed=is_packed, store=store)
     return (lambda **arguments: made(module, arguments)), store
 
 
