@@ -285,6 +285,8 @@ class Forward:
     divisions: tuple[Pattern, ...] = ()
     """Other methods that divide sizes by a function of tensors: see `codegen.analyze.divisions`."""
     choice: LayerChoice | None = None
+    experts: Pattern | None = None
+    """Where this forward loops over experts: see `codegen.analyze.experts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
