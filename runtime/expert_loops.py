@@ -89,12 +89,12 @@ def _problem(module: nn.Module, arguments: tuple[torch.Tensor | None, ...], *, r
         return "a module inside of it has a forward of its own"
     if any(part.training != module.training for part in parts):
         return "some modules inside of it are in training and others aren't"
-    if any(isinstance(part, _DropoutNd) and part.training and part.p > 0 for part in parts):
-        return "it draws random numbers"
     if torch.is_grad_enabled() and (not is_even or any(isinstance(part, _CONTAINERS) for part in parts)):
         tensors = (*arguments, *module.parameters())
         if any(each is not None and each.requires_grad for each in tensors):
             return "parameters of experts that no token is sent to have no gradient"
+    if any(isinstance(part, _DropoutNd) and part.training and part.p > 0 for part in parts):
+        return "it draws random numbers"
     return ""
 
 
