@@ -15,6 +15,7 @@ from .structure import StructureError, assembled, describe_structure, find
 # Transformers' decorator whose forward runs the one of the class or another, and what that one reads but not the class's.
 _CHOOSER = "use_experts_implementation"
 _CHOICE = ("config",)
+_LOOPING = (None, "eager")
 # Modules that hold parameters or modules to choose among.
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -53,6 +54,11 @@ class ExpertLoop(nn.Module):
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         looped: torch.Tensor = _loop(structure, [*given, *tensors], len(given), is_chosen, autocast)
         return looped
+
+    @property
+    def reads_on_host(self) -> bool:
+        """Whether the loop runs: which experts are hit is read on the host, so no CUDA graph holds it."""
+        return getattr(getattr(self, "config", None), "_experts_implementation", None) in _LOOPING
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def plain_attributes(self) -> str:

@@ -15,6 +15,7 @@ from .compiler import COMPILE_ERRORS, CompiledCore, has_cuda_graphs
 from .contract import Contract, Violation
 from .counting import record_fallback, tally
 from .cuda_graphs import GraphedCore, GraphStore
+from .expert_loops import ExpertLoop
 from .generation import widen_mask
 from .limits import Limits
 from .memos import Memos
@@ -266,6 +267,8 @@ class Region:
     ) -> CompiledCore | Form | GraphedCore:
         options: Options = module.vgen_options
         if not options.cuda_graphs or not self.per_instance or torch.is_grad_enabled() or has_cuda_graphs(options):
+            return core
+        if any(isinstance(part, ExpertLoop) and part.reads_on_host for part in module.modules()):
             return core
         return GraphedCore(
             core,

@@ -31,6 +31,7 @@ from vgen.codegen.analyze.trees import Trees
 from vgen.codegen.facts import Ref
 from vgen.codegen.source import Source, folder, installed
 from vgen.runtime.compiler import CompiledCore
+from vgen.runtime.cuda_graphs import GraphedCore
 from vgen.runtime.settings import Options
 from vgen.runtime.structure import StructureError, assembled, describe_structure
 
@@ -265,6 +266,24 @@ def test_frozen_parameters_and_copies() -> None:
     require_equal(core, layers, routed())
 
 
+@pytest.mark.parametrize("make", [dbrx_layers, switch_layers])
+def test_layers_share_a_graph(make: Callable[[], Layers]) -> None:
+    layers, (hidden, index, weights) = make().eval(), routed(flat=make is switch_layers)
+    if make is switch_layers:
+        index, weights = nn.functional.one_hot(index[:, :1], 4), weights[:, :1]
+    core = CompiledCore(call, tag="test", options=Options(backend="eager"), is_shared=True)
+    with torch.no_grad():
+        for layer in layers.layers:
+            out = core(layer, {"hidden": hidden, "index": index, "weights": weights})
+            assert torch.equal(out, layer(hidden, index, weights))
+    assert core.backend.graphs == 1
+
+
+def call(layer: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = layer(hidden, index, weights)
+    return found
+
+
 def test_parameters_of_experts_without_tokens_keep_no_gradient() -> None:
     layers, (hidden, index, weights) = switch_layers().eval(), routed(flat=True)
     arguments = (hidden, nn.functional.one_hot(index[:, :1], 4), weights[:, :1])
@@ -419,6 +438,18 @@ def test_training_steps_are_upstreams(
     (count,) = runtime.counters().values()
     assert not count.fallbacks
     assert count.compiles == count.variants
+
+
+def test_no_cuda_graph_is_made_of_what_the_host_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, generated, made = built.built_pair("openai_privacy_filter", "OpenAIPrivacyFilterModel", tmp_path, monkeypatch)
+    ids = tiny.text(2, 9) % made.config.vocab_size
+    runners = generated.__dict__["_vgen_variants"].runners
+    for implementation, kind in (("eager", CompiledCore), ("grouped_mm", GraphedCore)):
+        generated.set_experts_implementation(implementation)
+        runners.clear()
+        with torch.no_grad():
+            generated(ids)
+        assert [type(each) for each in runners.values()] == [kind]
 
 
 def test_generated_models_without_gradients_are_upstreams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
