@@ -10,7 +10,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.modules.dropout import _DropoutNd
 
 from .attention import AUTOGRAD, NAMESPACE
-from .structure import StructureError, assembled, describe_structure, find
+from .structure import StructureError, assembled, describe_structure, find, likeness
 
 # Transformers' decorator whose forward runs the one of the class or another, and what that one reads but not the class's.
 _CHOOSER = "use_experts_implementation"
@@ -42,14 +42,18 @@ class ExpertLoop(nn.Module):
                 gradient in eager; a graph would give them one of zeros, by which an optimizer changes them.
             is_chosen: The class has Transformers' decorator for experts, and its own forward is the one that runs.
 
-        Raises:
-            StructureError: The module or the call isn't one for an operator. The graph can't be made then.
+        Returns:
+            What upstream's forward returns. Where the module or the call isn't one for an operator, the graph breaks, and it runs.
         """
         tensors = list(self.parameters())
         problem = _problem(self, arguments, rank=rank, is_even=is_even)
         given = [each for each in arguments if each is not None]
         values = [getattr(self, each) for each in self.plain_attributes().split()]
-        structure = self.expert_structure(name, problem, is_chosen, values)
+        structure, problem = self.expert_structure(name, problem, is_chosen, values).split("\n")
+        if problem:
+            torch._dynamo.graph_break(msg=problem)
+            own: Any = super()
+            return own.forward(*arguments)  # type: ignore[no-any-return]
         device = given[0].device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         looped: torch.Tensor = _loop(structure, [*given, *tensors], len(given), is_chosen, autocast)
@@ -60,27 +64,34 @@ class ExpertLoop(nn.Module):
         """Whether the loop runs: which experts are hit is read on the host, so no CUDA graph holds it."""
         return getattr(getattr(self, "config", None), "_experts_implementation", None) in _LOOPING
 
+    @property
+    def likeness(self) -> str:
+        """What is alike in two modules that an operator of one graph can run, where layers share the graph."""
+        return likeness(self, ignored=_CHOICE)
+
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def plain_attributes(self) -> str:
         """The names of this module's numbers and strings, a blank between them. Dynamo calls it while it makes a graph."""
-        # Where floats aren't constants of a graph, layers that share it may differ in them, and none is asked for.
+        # Where floats aren't constants of a graph, layers share it, by their `likeness`; Dynamo has no value to pass then.
         kinds = (bool, int, str, float) if torch._dynamo.config.specialize_float else (bool, int, str)
         return " ".join(key for key, value in vars(self).items() if type(value) in kinds and key[0] != "_")
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def expert_structure(self, name: str, problem: str, is_chosen: bool, values: list[Any]) -> str:
-        """This module without its parameters. Dynamo calls it while it makes a graph, which is guarded by `values`.
-
-        Raises:
-            StructureError: There is a problem already, or it can't be told as text.
+        """A line with this module without its parameters, and one with the reason where it can't be an operator. Dynamo calls it
+        while it makes a graph, which is guarded by `values`.
         """
         if nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
             problem = problem or "there are hooks on all modules"
         if is_chosen and not problem and not _has_choice(find(name).forward):
             problem = "its forward is another than Transformers'"
-        if problem:
-            raise StructureError(f"{name.partition(':')[2]} isn't one operator: {problem}")
-        return describe_structure(self, name, ignored=_CHOICE if is_chosen else ())
+        structure = ""
+        if not problem:
+            try:
+                structure = describe_structure(self, name, ignored=_CHOICE if is_chosen else ())
+            except StructureError as error:
+                problem = str(error)
+        return f"{structure}\n{problem and f'{type(self).__name__} is no operator: {problem}'}"
 
 
 def _problem(module: nn.Module, arguments: tuple[torch.Tensor | None, ...], *, rank: int | None, is_even: bool) -> str:

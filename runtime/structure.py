@@ -52,6 +52,14 @@ def describe_structure(module: nn.Module, kind: str, *, ignored: Sequence[str] =
     return json.dumps(described, separators=(",", ":"))
 
 
+def likeness(module: nn.Module, *, ignored: Sequence[str] = ()) -> str:
+    """All that a description of a module and of those below says; empty where one can't be made."""
+    try:
+        return json.dumps(_described(module, _name(type(module)), frozenset(ignored)), separators=(",", ":"))
+    except StructureError:
+        return ""
+
+
 @contextmanager
 def assembled(structure: str, tensors: Sequence[torch.Tensor]) -> Iterator[Any]:
     """The module of a description, with these tensors as its parameters, in the order of `Module.parameters`."""
