@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import torch._dynamo.testing
+from conftest import run_python, run_vgen
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.dbrx import modeling_dbrx as dbrx
@@ -471,6 +472,38 @@ def test_no_cuda_graph_is_made_of_what_the_host_reads(tmp_path: Path, monkeypatc
         with torch.no_grad():
             generated(ids)
         assert [type(each) for each in runners.values()] == [kind]
+
+
+SERVED = """
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+import torch
+from built_experts.dbrx import DbrxModel
+from transformers.models.dbrx.modeling_dbrx import DbrxModel as Upstream
+from vgen.runtime import counters
+from vgen.runtime.artifact import building
+from vgen.verify.making import make_tiny
+made = make_tiny(Upstream)
+torch.manual_seed(0)
+upstream, model = Upstream(made.config).eval(), DbrxModel(made.config).eval()
+model.load_state_dict(upstream.state_dict())
+ids = torch.arange(18).view(2, 9)
+with torch.no_grad(), building(Path(sys.argv[2])) if sys.argv[1] == "build" else nullcontext():
+    found, expected = (each(ids, use_cache=False).last_hidden_state for each in (model, upstream))
+torch.testing.assert_close(found, expected)
+count = counters()["dbrx.decoder"]
+assert (count.loaded, count.compiles) == (1, 0), count
+"""
+
+
+@pytest.mark.slow
+def test_another_process_runs_what_was_compiled_ahead_of_time(tmp_path: Path) -> None:
+    assert run_vgen("build", "dbrx", "--out", "built_experts", cwd=tmp_path).returncode == 0
+    store = tmp_path / "store"
+    for step in ("build", "load"):
+        done = run_python(["-c", SERVED, step, str(store)], VGEN_STORE=str(store), PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_generated_models_without_gradients_are_upstreams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
