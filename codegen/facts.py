@@ -288,6 +288,8 @@ class Forward:
     choice: LayerChoice | None = None
     graph_only: tuple[Pattern, ...] = ()
     """Branches in its reach that only a graph takes: see `codegen.analyze.graph_only`."""
+    experts: Pattern | None = None
+    """Where this forward loops over experts: see `codegen.analyze.experts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

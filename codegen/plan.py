@@ -120,6 +120,7 @@ class Rule(StrEnum):
     BRANCHLESS_CLAMP = "branchless-clamp"
     VALUE_LOOP = "value-loop"
     SIZE_DIVISION = "size-division"
+    EXPERT_LOOP = "expert-loop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +282,7 @@ def _resolve(facts: ModelFacts, choices: tuple[ByLayer, ...]) -> tuple[Hazard, .
             (forward.clamps, Rule.BRANCHLESS_CLAMP),
             (forward.packed, Rule.PACKED_ATTENTION),
             (forward.loop, Rule.VALUE_LOOP),
+            (forward.experts, Rule.EXPERT_LOOP),
         ):
             if found is not None:
                 lines = range(found.first_line, found.last_line + 1)
@@ -404,6 +406,8 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
             continue
         if forward.loop is not None:
             found.append(_rewrite(ref, Rule.VALUE_LOOP, forward.loop))
+        if forward.experts is not None:
+            found.append(_rewrite(ref, Rule.EXPERT_LOOP, forward.experts))
         found += [_rewrite(ref, Rule.SIZE_DIVISION, each) for each in forward.divisions]
         if forward.packed is not None:
             found.append(_rewrite(ref, Rule.PACKED_ATTENTION, forward.packed))

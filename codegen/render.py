@@ -17,6 +17,7 @@ from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Ref, Role, Sp
 from .plan import Carrier, Granularity, Plan, Region, Rewrite, Rule
 from .rewrite.branchless_clamp import branchless_clamp
 from .rewrite.carrier_init import CHILD_CLASS, MAKERS, carrier_method
+from .rewrite.expert_loop import EXPERT_LOOP, expert_loop
 from .rewrite.grouped_attention import GROUPED_ATTENTION, grouped_attention
 from .rewrite.names import UPSTREAM, Names
 from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
@@ -142,6 +143,8 @@ class _Writer:
         as_upstream = ("AsUpstream",) if fact.is_pretrained else ()
         compiled = ("Compiled",) if region is not None else ()
         upstream = self.names.reference(fact.ref)
+        if any(rewrite.rule is Rule.EXPERT_LOOP for rewrite in self.rewrites.get(fact.ref, ())):
+            compiled = (*compiled, EXPERT_LOOP)
         self.runtime.update((*as_upstream, *compiled))
         if carrier is None or carrier.base is None:
             return (*as_upstream, *compiled, upstream)
@@ -228,6 +231,13 @@ class _Writer:
                     f"vgen {rewrite.rule}: a number, where upstream makes a tensor ({_file(rewrite.span)}:{rewrite.first_line}).",
                 )
                 function = size_division(self.source, self.trees, self.names, division, comment)
+            case Rule.EXPERT_LOOP:
+                place = f"{_file(rewrite.span)}:{rewrite.first_line}-{rewrite.last_line}"
+                comment = (
+                    f"vgen {rewrite.rule}: one operator, where upstream loops over the experts that tokens were sent to",
+                    f"({place}).",
+                )
+                function = expert_loop(self.source, self.trees, self.names, fact.ref, comment)
             case _:
                 assert_never(rewrite.rule)
         return function

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UpstreamChangedError,
         VgenRuntimeError,
     )
+    from .expert_loops import ExpertLoop
     from .grouped import grouped_attention
     from .loader import load
     from .loops import loop_over_values
@@ -36,6 +37,7 @@ _MODULES = {
     "ArtifactError": "errors",
     "AsUpstream": "upstream",
     "Compiled": "region",
+    "ExpertLoop": "expert_loops",
     "Contract": "contract",
     "EncoderNotFoundError": "errors",
     "LockError": "errors",
@@ -72,6 +74,7 @@ __all__ = [
     "Compiled",
     "Contract",
     "EncoderNotFoundError",
+    "ExpertLoop",
     "LockError",
     "ModelNotBuiltError",
     "Options",

@@ -15,6 +15,7 @@ from .compiler import COMPILE_ERRORS, CompiledCore, has_cuda_graphs
 from .contract import Contract, Violation
 from .counting import record_fallback, tally
 from .cuda_graphs import GraphedCore, GraphStore
+from .expert_loops import ExpertLoop
 from .generation import widen_mask
 from .graph_only import GraphOnlyError
 from .limits import Limits
@@ -284,6 +285,8 @@ class Region:
         options: Options = module.vgen_options
         if not options.cuda_graphs or not self.per_instance or torch.is_grad_enabled() or has_cuda_graphs(options):
             return core
+        if any(isinstance(part, ExpertLoop) and part.reads_on_host for part in module.modules()):
+            return core
         assert variants.limits is not None
         return GraphedCore(
             core,
@@ -334,8 +337,8 @@ _BIDIRECTIONAL = "without a mask, use_bidirectional_attention has no effect in a
 
 
 def _structure(module: Any) -> Hashable:
-    """What tells the layers of one class apart where they share what they compile: the shapes of their weights, and their
-    flags, as of a layer that attends in windows."""
+    """What tells the layers of one class apart where they share what they compile: the shapes of their weights, their flags, as
+    of a layer that attends in windows, and what operators know of their experts."""
     own: _Variants = module.__dict__["_vgen_variants"]
     if own.structure is None:
         shapes = ((name, tuple(each.shape)) for name, each in module.named_parameters())
@@ -345,7 +348,8 @@ def _structure(module: Any) -> Hashable:
             for name, value in vars(part).items()
             if isinstance(value, bool) and name not in ("training", "gradient_checkpointing") and name[0] != "_"
         )
-        own.structure = (*shapes, *flags)
+        experts = (part.likeness for part in module.modules() if isinstance(part, ExpertLoop))
+        own.structure = (*shapes, *flags, *experts)
     return own.structure
 
 
@@ -404,10 +408,15 @@ def _pinned(core: CompiledCore) -> str:
     return f"its graph holds for one {names} only: another would have to be compiled for each"
 
 
+_BROKEN = "User-inserted graph break. Message: "
+
+
 def _one_line(error: BaseException) -> str:
     refused = getattr(error, "inner_exception", None)
     if isinstance(refused, GraphOnlyError):
         return f"it can't be compiled: {refused}"
     # What a backend raised stands below the line that names the backend.
     lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.endswith("raised:")]
+    # A reason of the runtime's own stands below the line that says that a graph was broken on purpose.
+    lines = [line.partition(_BROKEN)[2] for line in lines if _BROKEN in line] or lines
     return f"it can't be compiled: {type(error).__name__}: {next(iter(lines), 'no message')}"

@@ -26,7 +26,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, graph_only, layer_drop, loops
+from . import clamps, divisions, experts, graph_only, layer_drop, loops
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -200,6 +200,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         divisions=_divisions(classes, trees, ref),
         choice=_choice(tree),
         graph_only=_graph_only(classes, ref, calls),
+        experts=_experts(classes, trees, ref),
     )
 
 
@@ -258,6 +259,19 @@ def _divisions(classes: Classes, trees: Trees, ref: Ref) -> tuple[Pattern, ...]:
             if calls:
                 found.append(_pattern(tree, calls[0], calls[-1]))
     return tuple(found)
+
+
+def _experts(classes: Classes, trees: Trees, ref: Ref) -> Pattern | None:
+    found = experts.find(classes, trees, ref)
+    if found is None:
+        return None
+    return Pattern(
+        owner=ref,
+        method="forward",
+        first_line=found.first_line,
+        last_line=found.last_line,
+        span=Span(file=ref.file, line=found.first_line),
+    )
 
 
 def _choice(tree: Tree) -> LayerChoice | None:
