@@ -249,6 +249,15 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SizeReads:
+    """Buffers of whole numbers, by name, and the methods of a class that compute sizes from them: see
+    `codegen.analyze.size_buffers`."""
+
+    names: tuple[str, ...]
+    methods: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerChoice:
     """Where a forward leaves out layers at random in training: see `codegen.analyze.layer_drop`.
 
@@ -285,6 +294,7 @@ class Forward:
     divisions: tuple[Pattern, ...] = ()
     """Other methods that divide sizes by a function of tensors: see `codegen.analyze.divisions`."""
     choice: LayerChoice | None = None
+    sizes: SizeReads | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,11 @@ from ..facts import (
     PrologueCall,
     Ref,
     RoleFact,
+    SizeReads,
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, layer_drop, loops
+from . import clamps, divisions, layer_drop, loops, size_buffers
 from . import forward as declared
 from .callgraph import RENAMING, decorators
 from .classes import Classes, has_models
@@ -199,6 +200,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         loop=_loop(classes, trees, ref),
         divisions=_divisions(classes, trees, ref),
         choice=_choice(tree),
+        sizes=_sizes(classes, trees, ref),
     )
 
 
@@ -257,6 +259,14 @@ def _divisions(classes: Classes, trees: Trees, ref: Ref) -> tuple[Pattern, ...]:
             if calls:
                 found.append(_pattern(tree, calls[0], calls[-1]))
     return tuple(found)
+
+
+def _sizes(classes: Classes, trees: Trees, ref: Ref) -> SizeReads | None:
+    found = size_buffers.of_class(classes.source, trees, ref)
+    if found is None:
+        return None
+    methods = tuple(_pattern(each.tree, each.places[0], each.places[-1]) for each in found.methods)
+    return SizeReads(names=found.names, methods=methods)
 
 
 def _choice(tree: Tree) -> LayerChoice | None:
