@@ -6,6 +6,7 @@ it. Read before each call, its number is a constant of the graph, and another nu
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from threading import Lock
 from typing import Any, Self
 
 import torch
@@ -56,25 +57,36 @@ class SizeReader:
         self.numbers: tuple[tuple[int, ...] | None, ...] = ()
         self._module = module
         self._parts: list[Any] = []
+        self._lock = Lock()
+        self._running = 0
         # By tensor: the version that was read, and the number.
         self._known: MutableMapping[torch.Tensor, tuple[int, int]] = WeakTensorKeyDictionary()
 
     def read(self) -> bool:
         """Read the numbers, until `forget`. Returns whether they aren't those of the call before."""
         # Looked for in every call: a part that was put in since would be run by what it held when it was read elsewhere.
-        self._parts = [part for part in self._module.modules() if isinstance(part, SizeBuffers)]
-        found = tuple(map(self._numbers, self._parts))
-        for part, numbers in zip(self._parts, found, strict=True):
-            if numbers is not None:
-                part.vgen_sizes.update(zip(part.size_buffers, numbers, strict=True))
-        changed = found != self.numbers
-        self.numbers = found
+        parts: list[Any] = [part for part in self._module.modules() if isinstance(part, SizeBuffers)]
+        found = tuple(map(self._numbers, parts))
+        with self._lock:
+            self._running += 1
+            self._parts = parts
+            for part, numbers in zip(parts, found, strict=True):
+                if numbers is None:
+                    part.vgen_sizes.clear()
+                else:
+                    part.vgen_sizes.update(zip(part.size_buffers, numbers, strict=True))
+            changed = found != self.numbers
+            self.numbers = found
         return changed
 
     def forget(self) -> None:
-        """Nobody else's graph is to read them: by then a buffer may hold another number."""
-        for part in self._parts:
-            part.vgen_sizes.clear()
+        """Nobody else's graph is to read them: by then a buffer may hold another number. Calls in several threads end with
+        the last of them."""
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                for part in self._parts:
+                    part.vgen_sizes.clear()
 
     def _numbers(self, part: Any) -> tuple[int, ...] | None:
         tensors = [part._buffers.get(name) for name in part.size_buffers]

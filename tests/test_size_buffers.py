@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,18 @@ def test_what_is_written_or_exchanged_counts(conv1d: type[Any]) -> None:
     count = runtime.counters()["pads.encoder"]
     assert not count.fallbacks
     assert count.compiles == count.variants == 4
+
+
+@torch.no_grad()
+def test_calls_in_several_threads_keep_the_numbers(conv1d: type[Any]) -> None:
+    region, upstream = pair(conv1d)
+    require_equal(region, upstream)
+    states = [torch.randn(2, 1, length) for length in range(40, 200)]
+    with ThreadPoolExecutor(4) as pool:
+        for given, found in zip(states, pool.map(torch.no_grad()(region), states), strict=True):
+            assert torch.equal(found, upstream(given))
+    assert not runtime.counters()["pads.encoder"].fallbacks
+    assert region.conv.vgen_sizes == {}
 
 
 @pytest.mark.parametrize("other", [torch.tensor(3, dtype=torch.int32), torch.tensor([3])])
