@@ -250,6 +250,15 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SizeReads:
+    """Buffers of whole numbers, by name, and the methods of a class that compute sizes from them: see
+    `codegen.analyze.size_buffers`."""
+
+    names: tuple[str, ...]
+    methods: tuple[Pattern, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerChoice:
     """Where a forward leaves out layers at random in training: see `codegen.analyze.layer_drop`.
 
@@ -290,6 +299,7 @@ class Forward:
     """Branches in its reach that only a graph takes: see `codegen.analyze.graph_only`."""
     experts: Pattern | None = None
     """Where this forward loops over experts: see `codegen.analyze.experts`."""
+    sizes: SizeReads | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

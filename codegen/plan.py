@@ -18,6 +18,7 @@ from .facts import (
     Child,
     ChildKind,
     ClassFact,
+    Forward,
     Hazard,
     HazardLevel,
     Modality,
@@ -121,6 +122,7 @@ class Rule(StrEnum):
     VALUE_LOOP = "value-loop"
     SIZE_DIVISION = "size-division"
     EXPERT_LOOP = "expert-loop"
+    SIZE_BUFFER = "size-buffer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,6 +411,9 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
         if forward.experts is not None:
             found.append(_rewrite(ref, Rule.EXPERT_LOOP, forward.experts))
         found += [_rewrite(ref, Rule.SIZE_DIVISION, each) for each in forward.divisions]
+        if forward.sizes is not None and ref != region.ref and not _is_rewritten(forward):
+            # A region's own forward is what the region calls.
+            found += [_rewrite(ref, Rule.SIZE_BUFFER, each) for each in forward.sizes.methods]
         if forward.packed is not None:
             found.append(_rewrite(ref, Rule.PACKED_ATTENTION, forward.packed))
         elif forward.grouped is not None and region.role is not Role.ENCODER:
@@ -428,6 +433,12 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
             # A region's own forward with a prologue is what the region calls.
             found.append(_rewrite(ref, Rule.BRANCHLESS_CLAMP, forward.clamps))
     return tuple(found)
+
+
+def _is_rewritten(forward: Forward) -> bool:
+    """Whether another rule has changed a method of the class: one method, one rule."""
+    others = (forward.loop, forward.packed, forward.grouped, forward.clamps)
+    return bool(forward.divisions) or any(each is not None for each in others)
 
 
 def _rewrite(ref: Ref, rule: Rule, found: Pattern | PackedSplit) -> Rewrite:

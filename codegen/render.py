@@ -12,6 +12,7 @@ from typing import assert_never
 import jinja2
 import libcst as cst
 
+from .analyze import size_buffers
 from .analyze.trees import Trees
 from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Ref, Role, Span
 from .plan import Carrier, Granularity, Plan, Region, Rewrite, Rule
@@ -22,6 +23,7 @@ from .rewrite.grouped_attention import GROUPED_ATTENTION, grouped_attention
 from .rewrite.names import UPSTREAM, Names
 from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
 from .rewrite.region_forward import passed_on, region_core, region_forward
+from .rewrite.size_buffer import DIVIDE_UP, SIZE_BUFFERS, size_buffer
 from .rewrite.size_division import DIVIDE, size_division
 from .rewrite.value_loop import LOOP, value_loop
 from .source import Import, Source
@@ -45,6 +47,7 @@ class ClassText:
     bases: tuple[str, ...]
     docstring: str | None
     region: RegionText | None
+    size_buffers: tuple[str, ...]
     methods: tuple[str, ...]
 
 
@@ -127,6 +130,7 @@ class _Writer:
             bases=self._bases(fact, region, carrier),
             docstring=_docstring(fact, region),
             region=self._region(region) if region is not None else None,
+            size_buffers=self._size_buffers(fact),
             methods=tuple(methods),
         )
 
@@ -145,12 +149,22 @@ class _Writer:
         upstream = self.names.reference(fact.ref)
         if any(rewrite.rule is Rule.EXPERT_LOOP for rewrite in self.rewrites.get(fact.ref, ())):
             compiled = (*compiled, EXPERT_LOOP)
+        if self._size_buffers(fact):
+            as_upstream = (*as_upstream, SIZE_BUFFERS)
         self.runtime.update((*as_upstream, *compiled))
         if carrier is None or carrier.base is None:
             return (*as_upstream, *compiled, upstream)
         # After the upstream class, whose `super()` then finds it; it has the mixin too, which has to follow it.
         compiled = compiled if carrier.base not in self.regions else ()
         return (*compiled, upstream, carrier.base.name, *as_upstream)
+
+    def _size_buffers(self, fact: ClassFact) -> tuple[str, ...]:
+        """The buffers that the class's rewritten methods read as numbers."""
+        if not any(each.rule is Rule.SIZE_BUFFER for each in self.rewrites.get(fact.ref, ())):
+            return ()
+        assert fact.forward is not None
+        assert fact.forward.sizes is not None
+        return fact.forward.sizes.names
 
     def _carried(self, carrier: Carrier) -> list[str]:
         generated = set(self.regions) | set(self.carriers) | set(self.rewrites)
@@ -238,6 +252,15 @@ class _Writer:
                     f"({place}).",
                 )
                 function = expert_loop(self.source, self.trees, self.names, fact.ref, comment)
+            case Rule.SIZE_BUFFER:
+                found = size_buffers.of_class(self.source, self.trees, fact.ref)
+                assert found is not None, f"{fact.ref} lost its buffers between analysis and rewriting"
+                reads = next(each for each in found.methods if each.tree.method.name.value == rewrite.method)
+                self.runtime.update((DIVIDE_UP,) if reads.rounded else ())
+                comment = (
+                    f"vgen {rewrite.rule}: numbers, where upstream reads tensors ({_file(rewrite.span)}:{rewrite.first_line}).",
+                )
+                function = size_buffer(self.source, self.names, reads, comment)
             case _:
                 assert_never(rewrite.rule)
         return function

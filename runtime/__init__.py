@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .loops import loop_over_values
     from .region import Compiled, Region, Role
     from .settings import Options, current_options, options
+    from .size_buffers import SizeBuffers, divide_rounding_up
     from .sizes import divide_size
     from .upstream import AsUpstream
 
@@ -47,6 +48,7 @@ _MODULES = {
     "Region": "region",
     "RegionCounters": "counting",
     "Role": "region",
+    "SizeBuffers": "size_buffers",
     "UpstreamChangedError": "errors",
     "VgenRuntimeError": "errors",
     "child_class": "children",
@@ -55,6 +57,7 @@ _MODULES = {
     "child_from_pretrained": "children",
     "counters": "counting",
     "current_options": "settings",
+    "divide_rounding_up": "size_buffers",
     "divide_size": "sizes",
     "grouped_attention": "grouped",
     "load": "loader",
@@ -82,6 +85,7 @@ __all__ = [
     "Region",
     "RegionCounters",
     "Role",
+    "SizeBuffers",
     "UpstreamChangedError",
     "VgenRuntimeError",
     "child_class",
@@ -90,6 +94,7 @@ __all__ = [
     "child_from_pretrained",
     "counters",
     "current_options",
+    "divide_rounding_up",
     "divide_size",
     "grouped_attention",
     "load",

@@ -117,6 +117,10 @@ class Forms:
                 return form if fingerprint.holds() else None
         return None
 
+    def forget_recent(self) -> None:
+        """Describe the next call before a form serves it: something changed that only its variant says."""
+        self._recent.clear()
+
     def find(self, module: nn.Module, call: Call, arguments: dict[str, Any]) -> Form | None:
         """The artifact that serves a call; None where Dynamo is to compile it.
 

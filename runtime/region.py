@@ -24,6 +24,7 @@ from .prologue import Prologues, run
 from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
+from .size_buffers import SizeReader, is_beyond_exact
 from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
@@ -51,6 +52,7 @@ class _Variants:
         self.recording: Recording | None = None
         self.limits: Limits | None = None
         self.memos: Memos | None = None
+        self.sizes: SizeReader | None = None
         self.structure: Hashable = None
         self.rope: str | None = None
         self.is_rope_known = False
@@ -172,6 +174,20 @@ class Region:
             module: An instance of `Compiled` for which `active` was true.
             **arguments: The core's arguments by name.
         """
+        own: _Variants = module.__dict__["_vgen_variants"]
+        if own.sizes is None:
+            own.sizes = SizeReader(module)
+        if own.sizes.is_empty:
+            return self._call(module, arguments, ())
+        if own.sizes.read():
+            own.forms.forget_recent()
+        try:
+            return self._call(module, arguments, (own.sizes.numbers, is_beyond_exact(arguments)))
+        finally:
+            own.sizes.forget()
+
+    def _call(self, module: Any, arguments: dict[str, Any], sizes: tuple[Hashable, ...]) -> Any:
+        """`sizes` is what else a variant is told apart by."""
         tag = self.tag_of(module)
         count = tally(tag)
         count.calls += 1
@@ -201,7 +217,7 @@ class Region:
         variants = self._variants(module)
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
-        described = (described, variants.limits.sides(arguments))
+        described = (described, variants.limits.sides(arguments), *sizes)
         call = Call(
             tag=tag,
             contract=self.contract,

@@ -73,15 +73,16 @@ def _entries(model: str, module: Any, folder: packages.Folder, setup: Setup) -> 
             entries.append(_unproved(model_type, cls, kind_of(error), message))
         else:
             made.append((model_type, cls, pair))
+    # By region, the entry in which it ran, and the first that held it, where it may have run in a graph of another.
     covered: dict[tuple[str, str], int] = {}
+    held: dict[tuple[str, str], int] = {}
     # The largest first.
     made.sort(key=lambda each: (-len(each[2].tags), each[1] is not first, each[0]))
     for model_type, cls, pair in made:
         used |= _packages_of(pair.generated, folder)
         own = {(tag, name) for tag, (name, _) in pair.tags.items()}
         if own and all(each in covered for each in own):
-            holder = entries[covered[next(iter(own))]]
-            entries[covered[next(iter(own))]] = replace(holder, model_types=(*holder.model_types, model_type))
+            _add_type(entries, covered[next(iter(own))], model_type)
             continue
         try:
             entries.append(_prove_entry(model_type, cls, pair, setup))
@@ -89,9 +90,37 @@ def _entries(model: str, module: Any, folder: packages.Folder, setup: Setup) -> 
             # Of a model that does what nobody thought of: its own finding, and the next one's turn.
             message = f"verifying it raises: {one_line(error)}"
             entries.append(_unproved(model_type, cls, kind_of(error), message))
+        last = len(entries) - 1
         if entries[-1].cases:
-            covered.update(dict.fromkeys(own, len(entries) - 1))
-    return entries, used
+            ran = {region.tag for region in entries[-1].regions}
+            covered.update((each, last) for each in own if each[0] in ran)
+            held.update((each, last) for each in own if each not in held)
+        elif own and all(each in held for each in own) and _is_unproved(entries[-1]):
+            entries.pop()
+            _add_type(entries, held[next(iter(own))], model_type)
+    return _without_reached(entries), used
+
+
+def _is_unproved(entry: Entry) -> bool:
+    return all(each.kind is Kind.UNPROVED for each in entry.findings)
+
+
+def _add_type(entries: list[Entry], index: int, model_type: str) -> None:
+    """Another model type that an entry stands for."""
+    entries[index] = replace(entries[index], model_types=(*entries[index].model_types, model_type))
+
+
+def _without_reached(entries: list[Entry]) -> list[Entry]:
+    """Without the findings of regions that one entry doesn't reach where another does: inside of a region that is compiled, a
+    region is a part of its graph."""
+    ran = {region.tag for entry in entries for region in entry.regions}
+    return [
+        replace(
+            entry,
+            findings=tuple(each for each in entry.findings if each.kind is not Kind.NOT_RUN or each.region not in ran),
+        )
+        for entry in entries
+    ]
 
 
 def _packages_of(generated: Any, folder: packages.Folder) -> set[str]:

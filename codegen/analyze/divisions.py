@@ -42,11 +42,11 @@ def _divides(call: cst.Call, sizes: set[str]) -> bool:
                 cst.Arg(keyword=cst.Name(value="rounding_mode"), value=cst.SimpleString() as rounding),
             ],
         ):
-            return rounding.evaluated_value in ROUNDING and (_is_size(dividend) or name(dividend) in sizes)
+            return rounding.evaluated_value in ROUNDING and (is_size(dividend) or name(dividend) in sizes)
     return False
 
 
-def _is_size(value: cst.BaseExpression) -> bool:
+def is_size(value: cst.BaseExpression) -> bool:
     """Whether it is `x.size(…)` or `x.shape[…]`."""
     match value:
         case cst.Call(func=cst.Attribute(attr=cst.Name(value="size")), args=[_]):

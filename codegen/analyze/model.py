@@ -23,10 +23,11 @@ from ..facts import (
     PrologueCall,
     Ref,
     RoleFact,
+    SizeReads,
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, experts, graph_only, layer_drop, loops
+from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -201,6 +202,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         choice=_choice(tree),
         graph_only=_graph_only(classes, ref, calls),
         experts=_experts(classes, trees, ref),
+        sizes=_sizes(classes, trees, ref),
     )
 
 
@@ -272,6 +274,14 @@ def _experts(classes: Classes, trees: Trees, ref: Ref) -> Pattern | None:
         last_line=found.last_line,
         span=Span(file=ref.file, line=found.first_line),
     )
+
+
+def _sizes(classes: Classes, trees: Trees, ref: Ref) -> SizeReads | None:
+    found = size_buffers.of_class(classes.source, trees, ref)
+    if found is None:
+        return None
+    methods = tuple(_pattern(each.tree, each.places[0], each.places[-1]) for each in found.methods)
+    return SizeReads(names=found.names, methods=methods)
 
 
 def _choice(tree: Tree) -> LayerChoice | None:

@@ -132,6 +132,27 @@ def test_a_good_package_is_proved(proved: dict[str, Proof]) -> None:
     assert region.exact == region.cases == 5
 
 
+def test_a_region_inside_of_another_is_proved_by_itself(tmp_path: Path) -> None:
+    model = "pocket_tts_audio_tokenizer"
+    assert run_vgen("build", model, "--out", "zoo", cwd=tmp_path).returncode == 0
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "VGEN_CACHE": "", "OMP_NUM_THREADS": "1"}
+    command = ("verify", model, "--sweep", "short", "--out", "zoo", "--json")
+    done = run_vgen(*command, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    proof = decode_record(done.stdout.encode()).runs[0].by_model[model]
+    assert kinds(proof) == set()
+    assert sorted(each for entry in proof.entries for each in entry.model_types) == [
+        model,
+        f"{model}_decoder",
+        f"{model}_encoder",
+    ]
+    for entry in proof.entries:
+        # The model that has both halves runs them in its own graph.
+        (region,) = entry.regions
+        assert region.is_captured
+        assert region.exact == region.cases > 0
+
+
 def test_a_wrong_line_is_a_wrong_result(proved: dict[str, Proof], zoo: Zoo) -> None:
     proof = proved["bert_wrong"]
     assert not proof.is_proved
