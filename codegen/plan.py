@@ -437,7 +437,7 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
 
 def _is_rewritten(forward: Forward) -> bool:
     """Whether another rule has changed a method of the class: one method, one rule."""
-    others = (forward.loop, forward.packed, forward.grouped, forward.clamps)
+    others = (forward.loop, forward.experts, forward.packed, forward.grouped, forward.clamps)
     return bool(forward.divisions) or any(each is not None for each in others)
 
 

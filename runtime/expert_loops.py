@@ -53,7 +53,8 @@ class ExpertLoop(nn.Module):
         if problem:
             torch._dynamo.graph_break(msg=problem)
             own: Any = super()
-            return own.forward(*arguments)  # type: ignore[no-any-return]
+            theirs: torch.Tensor = own.forward(*arguments)
+            return theirs
         device = given[0].device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         looped: torch.Tensor = _loop(structure, [*given, *tensors], len(given), is_chosen, autocast)
@@ -69,19 +70,19 @@ class ExpertLoop(nn.Module):
         """What is alike in two modules that an operator of one graph can run, where layers share the graph."""
         return likeness(self, ignored=_CHOICE)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in PyTorch
     def plain_attributes(self) -> str:
         """The names of this module's numbers and strings, a blank between them. Dynamo calls it while it makes a graph."""
         # Where floats aren't constants of a graph, layers share it, by their `likeness`; Dynamo has no value to pass then.
         kinds = (bool, int, str, float) if torch._dynamo.config.specialize_float else (bool, int, str)
         return " ".join(key for key, value in vars(self).items() if type(value) in kinds and key[0] != "_")
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in PyTorch
     def expert_structure(self, name: str, problem: str, is_chosen: bool, values: list[Any]) -> str:
         """A line with this module without its parameters, and one with the reason where it can't be an operator. Dynamo calls it
         while it makes a graph, which is guarded by `values`.
         """
-        if nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        if nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]  # untyped in PyTorch
             problem = problem or "there are hooks on all modules"
         if is_chosen and not problem and not _has_choice(find(name).forward):
             problem = "its forward is another than Transformers'"
@@ -133,8 +134,9 @@ def _call(
         assembled(structure, tensors[count:]) as module,
         torch.autocast(hidden.device.type, dtype=autocast, enabled=autocast is not None),
     ):
-        forward: Callable[..., torch.Tensor] = type(module).forward
-        return (forward.__wrapped__ if is_chosen else forward)(module, *tensors[:count])  # type: ignore[attr-defined]
+        forward: Any = type(module).forward
+        result: torch.Tensor = (forward.__wrapped__ if is_chosen else forward)(module, *tensors[:count])
+        return result
 
 
 # The host reads which experts are hit: no CUDA graph can hold that.

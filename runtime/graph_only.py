@@ -2,7 +2,7 @@
 """Branches of upstream's code that only a graph takes: a graph that went through one isn't what eager computes."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from torch.fx import GraphModule
 
@@ -23,16 +23,17 @@ def refuse(graph: GraphModule, places: Sequence[str]) -> None:
     Raises:
         GraphOnlyError: It did. Dynamo wraps this as it does what any backend raises.
     """
+    frames = set(_frames(graph)) if places else set()
     for place in places:
-        if _is_taken(graph, place):
+        if _is_taken(place, frames):
             raise GraphOnlyError(f"in a graph upstream takes {place} instead of what it computes in eager")
 
 
-def _is_taken(graph: GraphModule, place: str) -> bool:
+def _is_taken(place: str, frames: Set[tuple[str, int]]) -> bool:
     file, _, lines = place.rpartition(":")
     first, _, last = lines.partition("-")
     wanted = range(int(first), int(last) + 1)
-    return any(name == file and line in wanted for name, line in set(_frames(graph)))
+    return any(name == file and line in wanted for name, line in frames)
 
 
 def _frames(graph: GraphModule) -> Iterator[tuple[str, int]]:

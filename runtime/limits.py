@@ -5,7 +5,7 @@
   in transformers/cache_utils.py), and masks know a distance only beyond it.
 - The chunk of a state-space layer, the block of a linear or sparse attention: one is another shape than several, and so are
   whole ones. So are the windows of an attention that pads to whole ones (Longformer, LED).
-- The size of images in a stack that attends in windows at several resolutions (Swin, DaViT, Hiera): padded to whole windows and
+- The size of images in a stack that attends in windows at several resolutions (Swin): padded to whole windows and
   halved from stage to stage, sizes become formulas that take minutes to trace. So each size is a variant there.
 - The size of the images that position embeddings are made for, those of a part inside too: others are interpolated.
 """
@@ -33,8 +33,8 @@ class Limits:
         self._windows = _windows(config)
         self._chunks = _whole(config, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
-        self._has_stages = _has_stages(module)
         self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
+        self._has_stages = _has_stages(module)
 
     def sides(self, arguments: Mapping[str, Any]) -> tuple[Hashable, ...]:
         """On which sides of the limits a call is: equal for two calls that upstream runs in the same branches.
@@ -53,7 +53,6 @@ class Limits:
                 for window in self._windows:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
-        found += [arguments[name].shape[dim] for name, dim in self.fixed(arguments)]
         if self._images or self._axes:
             value = _image(arguments)
             if value is not None:
@@ -61,6 +60,7 @@ class Limits:
                 found += [size == image for image in self._images]
                 # Height and width are compared one after the other.
                 found += [size[axis] == image[axis] for image in self._axes for axis in (0, 1)]
+        found += [arguments[name].shape[dim] for name, dim in self.fixed(arguments)]
         return tuple(found)
 
     def fixed(self, arguments: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -21,7 +21,7 @@ from .kinds import dotted
 _Body = Sequence[ast.stmt]
 
 
-def is_told(text: str) -> bool:
+def asks(text: str) -> bool:
     """Whether a file's code asks at all if it is traced."""
     return any(f"{name}(" in text for name in COMPILING)
 

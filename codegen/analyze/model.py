@@ -307,7 +307,7 @@ def _graph_only(classes: Classes, ref: Ref, calls: tuple[PrologueCall, ...]) -> 
             span=Span(file=reached.owner.file, line=lines.start),
         )
         for reached in call_graph(classes).reach(ref, hoisted)
-        if reached.line is None and graph_only.is_told(classes.source.file(reached.owner.file).text)
+        if reached.line is None and graph_only.asks(classes.source.file(reached.owner.file).text)
         for lines in graph_only.find(reached.function)
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 import libcst as cst
 
-from ..analyze.size_buffers import Quotient, Reads
+from ..analyze.size_flow import Quotient, Reads
 from ..source import Source
 from .method import comment_lines, moved_method, without_docstring
 from .names import Names
