@@ -11,6 +11,7 @@ import torch
 
 from .artifact import Call, Form, Forms
 from .caches import make_contiguous
+from .causality import graph_only_masks
 from .compiler import COMPILE_ERRORS, CompiledCore, has_cuda_graphs
 from .contract import Contract, Violation
 from .counting import record_fallback, tally
@@ -51,6 +52,7 @@ class _Variants:
         # What is derived from the class and the config, once.
         self.recording: Recording | None = None
         self.limits: Limits | None = None
+        self.graph_only: tuple[str, ...] = ()
         self.memos: Memos | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
@@ -217,6 +219,7 @@ class Region:
         variants = self._variants(module)
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
+            variants.graph_only = (*self.graph_only, *graph_only_masks(module))
         described = (described, variants.limits.sides(arguments), *sizes)
         call = Call(
             tag=tag,
@@ -225,7 +228,7 @@ class Region:
             variant=described,
             is_padded=self.on_request,
             has_fixed_ints=self._has_fixed_ints,
-            graph_only=self.graph_only,
+            graph_only=variants.graph_only,
         )
         form = own.forms.find(module, call, arguments)
         if form is not None:
@@ -240,7 +243,7 @@ class Region:
             if len(variants.cores) >= MAX_VARIANTS:
                 return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments, variants.limits.fixed(arguments))
-            core = variants.cores.setdefault(variant, self._compiled(module, is_hooked=is_hooked))
+            core = variants.cores.setdefault(variant, self._compiled(module, variants, is_hooked=is_hooked))
             count.variants += 1
         elif core.pinned and not core.is_for(arguments):
             return self._uncompiled(module, arguments, _pinned(core))
@@ -266,7 +269,7 @@ class Region:
         record_fallback(tag, failure)
         return result
 
-    def _compiled(self, module: Any, *, is_hooked: bool) -> CompiledCore:
+    def _compiled(self, module: Any, variants: _Variants, *, is_hooked: bool) -> CompiledCore:
         options: Options = module.vgen_options
         if self.on_request and options.backend == "inductor" and not torch.is_grad_enabled():
             align_rows(module)
@@ -278,7 +281,7 @@ class Region:
             is_shared=not self.per_instance,
             is_padded=self.on_request,
             has_fixed_ints=self._has_fixed_ints,
-            graph_only=self.graph_only,
+            graph_only=variants.graph_only,
         )
 
     def _run(self, module: Any, variants: _Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:

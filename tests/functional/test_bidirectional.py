@@ -1,4 +1,4 @@
-"""A text decoder whose attention looks both ways: without a mask a graph would be causal, so upstream's forward runs."""
+"""Attention that looks both ways by its config or its mask alone, where a graph would look elsewhere than upstream in eager."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import pytest
 import tiny
 import torch
 from conftest import run_vgen
-from transformers import CONFIG_MAPPING, GemmaForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    BartConfig,
+    BartModel,
+    GemmaForCausalLM,
+    Phi4MultimodalVisionConfig,
+    Phi4MultimodalVisionModel,
+)
 
 import vgen.runtime as runtime
+from vgen.runtime.causality import graph_only_masks
 
 
 @torch.no_grad()
@@ -34,3 +42,38 @@ def test_without_a_mask_it_runs_uncompiled(both_ways: bool, tmp_path: Path, monk
     expected = upstream(ids, attention_mask=mask, use_cache=False).logits
     assert torch.equal(generated(ids, attention_mask=mask, use_cache=False).logits, expected)
     assert tiny.fallbacks() == {}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masked", [None, 0, 1], ids=["no mask", "masks nothing", "masks a patch"])
+def test_causal_where_nothing_is_masked(masked: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream's attention is causal as long as every patch is there, which no graph knows: it runs uncompiled, and says why."""
+    assert run_vgen("build", "phi4_multimodal", "--out", "causal_images", cwd=tmp_path).returncode == 0
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    config = Phi4MultimodalVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    upstream = Phi4MultimodalVisionModel(config).eval()
+    with runtime.options(backend="eager", compile_mm_encoder=True):
+        generated = tiny.generated_class("phi4_multimodal", "causal_images", "Phi4MultimodalVisionModel")(
+            config
+        ).eval()
+    generated.load_state_dict(upstream.state_dict())
+    pixels = torch.randn(2, 3, config.image_size, config.image_size)
+    mask = None
+    if masked is not None:
+        mask = torch.ones(2, *[config.image_size // config.patch_size] * 2, dtype=torch.bool)
+        mask[1, -1, :masked] = False
+    expected = upstream(pixels, patch_attention_mask=mask).last_hidden_state
+    assert torch.equal(generated(pixels, patch_attention_mask=mask).last_hidden_state, expected)
+    ((reason,),) = tiny.fallbacks().values()
+    assert "masking_utils.py:" in reason
+
+
+def test_causal_attention_beside_others() -> None:
+    """A decoder's own attention is causal with a causal mask; what looks at the encoder isn't."""
+    sizes = {f"{each}_{name}": size for each in ("encoder", "decoder") for name, size in _BART.items()}
+    assert graph_only_masks(BartModel(BartConfig(d_model=32, vocab_size=64, **sizes))) == ()
+
+
+_BART = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
