@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 import torch._dynamo.config
+import torch.compiler.config
 import torch.fx.experimental._config
 from torch._dynamo.backends.common import AotAutograd
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from .caches import LAYER_INDEX
 from .constant_sizes import constant_sizes
 from .counting import tally
 from .decode_passes import attend_in_parts, multiply_rows
@@ -52,6 +54,8 @@ _LOGGING = frozenset(
 _dynamo = torch._dynamo.config
 _IGNORED = "ignore_logging_functions" if hasattr(_dynamo, "ignore_logging_functions") else "ignore_logger_methods"
 _shapes = torch.fx.experimental._config
+_sources = torch.compiler.config
+_INDICES = rf".*\b{LAYER_INDEX}\b"
 
 
 class CountingBackend:
@@ -104,7 +108,7 @@ class CompiledCore:
         self.backend = CountingBackend(tag, options, is_padded=is_padded, graph_only=graph_only)
         self.pinned: dict[tuple[str, int], int] = {}
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
-        self._has_fixed_floats = not is_shared
+        self._is_shared = is_shared
         self._has_fixed_ints = has_fixed_ints
         keywords: dict[str, Any] = (
             {"isolate_recompiles": True, "recompile_limit": self._limit} if _IS_ISOLATING else {}
@@ -117,7 +121,7 @@ class CompiledCore:
         Raises:
             COMPILE_ERRORS: It can't be compiled. Nothing ran then.
         """
-        with _settings(self._limit, has_fixed_floats=self._has_fixed_floats, has_fixed_ints=self._has_fixed_ints):
+        with _settings(self._limit, is_shared=self._is_shared, has_fixed_ints=self._has_fixed_ints):
             return self._compiled(module, **arguments)
 
     def pin(self, dynamic: Iterable[tuple[str, int]]) -> None:
@@ -170,7 +174,7 @@ def ahead_of_time(
         # Guards are rebuilt where the artifact is loaded, and there may be no C++ compiler.
         "enable_cpp_symbolic_shape_guards": False,
     }
-    with _settings(VARIANT_LIMIT, has_fixed_floats=True, has_fixed_ints=has_fixed_ints), _dynamo.patch(changes):
+    with _settings(VARIANT_LIMIT, is_shared=False, has_fixed_ints=has_fixed_ints), _dynamo.patch(changes):
         # Torch 2.11 looks for what a form refers to among its globals alone, built-in names included.
         function = with_globals(core, vars(builtins) | core.__globals__)
         compiled: Any = torch.compile(function, fullgraph=True, dynamic=True, backend=backend, options=guards)
@@ -178,17 +182,18 @@ def ahead_of_time(
 
 
 @contextmanager
-def _settings(limit: int, *, has_fixed_floats: bool, has_fixed_ints: bool) -> Iterator[None]:
+def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool) -> Iterator[None]:
     """Dynamo's settings for cores, in force for every call because any call may compile.
 
     - No duck shaping: two dimensions that happen to be equal in the first call aren't taken for one.
     - Guards on the hooks of submodules, which Dynamo leaves out by default: a hook added later takes effect.
     - What upstream logs while it is traced is left out.
     - Recurrent layers, which Dynamo leaves out by default, are captured, as the operators that they are.
-    - Floats are constants (`has_fixed_floats`): those of a model's own, such as an attention's scale, don't change, and
-      those among arguments belong to a variant. As inputs, which they are by default with dynamic shapes, those that
-      are no factor of a tensor make Inductor give up halfway, and Dynamo trace everything once more. Layers that share
-      what is compiled may differ in them.
+    - Floats are constants: those of a model's own, such as an attention's scale, don't change, and those among arguments
+      belong to a variant. As inputs, which they are by default with dynamic shapes, those that are no factor of a tensor
+      make Inductor give up halfway, and Dynamo trace everything once more. Layers that share what is compiled
+      (`is_shared`) may differ in them.
+    - So do they in their index, which is an input for them: a graph holds for a range of it, or for one where it asks.
     - So are ints that a variant tells apart (`has_fixed_ints`), such as a pair of sizes.
 
     Settings are read and set one by one: `config.patch` takes several times as long. One that has its value already is
@@ -209,7 +214,10 @@ def _settings(limit: int, *, has_fixed_floats: bool, has_fixed_ints: bool) -> It
         if not _dynamo.allow_rnn:
             changes.append((_dynamo, "allow_rnn", False))
             _dynamo.allow_rnn = True
-        if has_fixed_floats and not _dynamo.specialize_float:
+        if is_shared and _INDICES not in _sources.dynamic_sources:
+            changes.append((_sources, "dynamic_sources", _sources.dynamic_sources))
+            _sources.dynamic_sources = ",".join(filter(None, (_sources.dynamic_sources, _INDICES)))
+        if not is_shared and not _dynamo.specialize_float:
             changes.append((_dynamo, "specialize_float", False))
             _dynamo.specialize_float = True
         if has_fixed_ints and not _dynamo.specialize_int:

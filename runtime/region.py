@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from .artifact import Call, Form, Forms
-from .caches import make_contiguous
+from .caches import make_contiguous, of_layer, own_index
 from .causality import graph_only_masks
 from .compiler import COMPILE_ERRORS, CompiledCore, has_cuda_graphs
 from .contract import Contract, Violation
@@ -56,6 +56,8 @@ class _Variants:
         self.memos: Memos | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
+        self.layer: int | None = None
+        self.is_layer_known = False
         self.rope: str | None = None
         self.is_rope_known = False
         self.prologues = Prologues()
@@ -198,6 +200,13 @@ class Region:
             if self.role is not Role.ENCODER and module.vgen_options.cuda_graphs:
                 widen_mask(arguments)
         own: _Variants = module.__dict__["_vgen_variants"]
+        given = arguments
+        if not self.per_instance:
+            if not own.is_layer_known:
+                own.layer = own_index(module)
+                own.is_layer_known = True
+            if own.layer is not None:
+                arguments = of_layer(given, own.layer)
         form = own.forms.recall(module, arguments)
         if form is not None:
             count.loaded += 1
@@ -210,12 +219,12 @@ class Region:
         is_hooked = own.recording.is_hooked
         recorded = own.recording.reason() if is_hooked else None
         if recorded is not None:
-            return self._uncompiled(module, arguments, recorded)
+            return self._uncompiled(module, given, recorded)
         if not self.on_request and arguments.get("attention_mask", module) is None and _is_bidirectional(module):
-            return self._uncompiled(module, arguments, _BIDIRECTIONAL)
+            return self._uncompiled(module, given, _BIDIRECTIONAL)
         described = self.contract.variant(module, arguments)
         if isinstance(described, Violation):
-            return self._uncompiled(module, arguments, described.reason)
+            return self._uncompiled(module, given, described.reason)
         variants = self._variants(module)
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
@@ -237,16 +246,16 @@ class Region:
         variant = (described, is_hooked, None if self.per_instance else _likeness(module, own.recording, arguments))
         failure = variants.failures.get(variant)
         if failure is not None:
-            return self._uncompiled(module, arguments, failure)
+            return self._uncompiled(module, given, failure)
         core = variants.cores.get(variant)
         if core is None:
             if len(variants.cores) >= MAX_VARIANTS:
-                return self._uncompiled(module, arguments, f"there are more than {MAX_VARIANTS} variants already")
+                return self._uncompiled(module, given, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments, variants.limits.fixed(arguments))
             core = variants.cores.setdefault(variant, self._compiled(module, variants, is_hooked=is_hooked))
             count.variants += 1
         elif core.pinned and not core.is_for(arguments):
-            return self._uncompiled(module, arguments, _pinned(core))
+            return self._uncompiled(module, given, _pinned(core))
         graphs = core.backend.graphs
         watched = not graphs and torch.is_inference_mode_enabled()
         buffers = dict(module.named_buffers()) if watched else {}
@@ -264,7 +273,7 @@ class Region:
                 core.pin(self.contract.dynamic(arguments))
         # Outside of the handler, so that an error of upstream's comes without Dynamo's as its context. If there is
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
-        result = module.core(**arguments)
+        result = module.core(**given)
         variants.failures[variant] = failure
         record_fallback(tag, failure)
         return result

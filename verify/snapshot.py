@@ -39,5 +39,13 @@ def changed(before: dict[tuple[str, ...], Any], after: dict[tuple[str, ...], Any
     return sorted(
         ".".join(key)
         for key in names
-        if before.get(key, missing) is not after.get(key, missing) and ".".join(key) not in sys.modules
+        if before.get(key, missing) is not after.get(key, missing)
+        and ".".join(key) not in sys.modules
+        and (key in before or not _is_lazy(key))
     )
+
+
+def _is_lazy(key: tuple[str, ...]) -> bool:
+    """Whether a module of Transformers' says where it imports an attribute from when it is first asked for."""
+    module, *attributes = key
+    return len(attributes) == 1 and attributes[0] in getattr(sys.modules.get(module), "_class_to_module", ())

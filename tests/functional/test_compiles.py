@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from conftest import run_python, run_vgen
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, StaticCache
 
 import vgen.runtime as runtime
 
@@ -25,6 +26,8 @@ GRIDS: dict[str, tiny.Grid] = {
     "a strip": [(1, 16, 4)],
 }
 LENGTHS = (9, 17, 5, 16)
+WINDOWED = ["sliding_attention", "full_attention"] * 3
+BY_INDEX = {"scale_attn_by_inverse_layer_idx": True}
 TWELVE = (
     "arcee",
     "cohere",
@@ -181,6 +184,51 @@ def test_repeated_layers_share_their_compiles_and_equal_the_whole(blocks: str) -
     inputs = tiny.prompt("qwen2_5_vl")
     assert torch.equal(split(**inputs).logits, upstream(**inputs).logits)
     assert tiny.fallbacks() == {}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["static", "growing"])
+@pytest.mark.parametrize(
+    ("model", "changes", "kinds"),
+    [
+        ("llama", {}, 1),
+        ("gemma3_text", {"sliding_window": 16, "layer_types": WINDOWED}, 2),
+        ("gpt2", {}, 1),
+        ("gpt2", BY_INDEX, 6),
+    ],
+)
+def test_layers_of_a_kind_share_what_is_compiled_with_a_cache(
+    decoders: str, model: str, changes: dict[str, Any], kinds: int, kind: str
+) -> None:
+    """A layer asks the cache for its own index. Where it computes with it, as GPT-2's may, each is a kind of its own."""
+    config = CONFIG_MAPPING[model](**tiny.TEXT | {"num_hidden_layers": len(WINDOWED), "head_dim": 16} | changes)
+    upstream = AutoModelForCausalLM.from_config(config).eval()
+    with runtime.options(backend="eager"):
+        generated = tiny.generated_class(model.removesuffix("_text"), decoders, type(upstream).__name__)(config).eval()
+    generated.load_state_dict(upstream.state_dict())
+    ids = tiny.text(2, 5)
+
+    def tokens(model: Any) -> torch.Tensor:
+        cache = StaticCache(config=config, max_cache_len=32) if kind == "static" else DynamicCache(config=config)
+        found: torch.Tensor = model.generate(ids, max_new_tokens=6, do_sample=False, past_key_values=cache)
+        return found
+
+    assert torch.equal(tokens(generated), tokens(upstream))
+    assert tiny.fallbacks() == {}
+    counted = runtime.counters()[f"{model.removesuffix('_text')}.decoder.block"]
+    assert counted.calls == 6 * len(WINDOWED)
+    assert counted.compiles <= 2 * kinds, "one for the prompt and one for a token"
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The dotted name of a folder with three text models built block by block."""
+    root = tmp_path_factory.mktemp("decoders")
+    models = ("llama", "gemma3", "gpt2")
+    done = run_vgen("build", *models, "--granularity", "block", "--out", "block_decoders", cwd=root)
+    assert done.returncode == 0, done.stderr
+    sys.path.insert(0, str(root))
+    return "block_decoders"
 
 
 TWELVE_IN_ONE = """
