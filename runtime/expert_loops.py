@@ -140,7 +140,7 @@ def _call(
 
 
 # The host reads which experts are hit: no CUDA graph can hold that.
-@torch.library.custom_op(f"{NAMESPACE}::loop_over_experts", mutates_args=(), tags=torch.Tag.cudagraph_unsafe)
+@torch.library.custom_op(f"{NAMESPACE}::loop_over_experts", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _loop(
     structure: str, tensors: list[torch.Tensor], count: int, is_chosen: bool, autocast: torch.dtype | None
 ) -> torch.Tensor:
@@ -157,7 +157,9 @@ def _loop_fake(
     return tensors[0].new_empty(tensors[0].shape)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::loop_over_experts_backward", mutates_args=(), tags=torch.Tag.cudagraph_unsafe)
+@torch.library.custom_op(
+    f"{NAMESPACE}::loop_over_experts_backward", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def _loop_backward(
     grad: torch.Tensor,
     structure: str,
