@@ -98,10 +98,13 @@ class Form:
             return bool(self._check(scope))
         if self._repeats.has(arguments):
             return bool(self._check_rest(scope))
-        if not self._check(scope):
-            return False
-        self._repeats.note(arguments)
-        return True
+        accepted = bool(self._check(scope))
+        if accepted and self._repeats.note(arguments):
+            # Asked again, since another thread may have changed the cache before it was noted.
+            accepted = bool(self._check(scope))
+            if not accepted:
+                self._repeats = Repeats()
+        return accepted
 
     def __call__(self, module: nn.Module, arguments: dict[str, Any]) -> Any:
         """Run it: what the core returns."""

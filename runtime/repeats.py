@@ -36,22 +36,24 @@ class Repeats:
         last = self._last
         return last is not None and last.is_like(arguments)
 
-    def note(self, arguments: Mapping[str, Any]) -> None:
-        """Remember a call that Dynamo's guards let through, if it isn't the first with its cache."""
+    def note(self, arguments: Mapping[str, Any]) -> bool:
+        """Remember a call that Dynamo's guards let through, if it isn't the first with its cache. Returns whether it was."""
         caches = [each for each in arguments.values() if isinstance(each, Cache)]
         if len(caches) != 1:
-            return
+            return False
+        self._last = None
         if self._seen is None or self._seen() is not caches[0]:
             self._seen = weakref.ref(caches[0])
-            self._last = None
             self._looks = 0
-        elif self._looks < _MAX_LOOKS:
-            self._looks += 1
-            try:
-                self._last = _Call(arguments, caches[0], self._forget)
-            except UnwatchableError:
-                self._last = None
-                self._looks = _MAX_LOOKS
+            return False
+        if self._looks == _MAX_LOOKS:
+            return False
+        self._looks += 1
+        try:
+            self._last = _Call(arguments, caches[0], self._forget)
+        except UnwatchableError:
+            self._looks = _MAX_LOOKS
+        return self._last is not None
 
     def _forget(self, gone: weakref.ref[Cache]) -> None:
         # What was noted holds tensors of the cache.

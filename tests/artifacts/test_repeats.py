@@ -65,6 +65,15 @@ def test_other_values_repeat_a_call(step: Step) -> None:
     assert step.accepts(step.arguments)
 
 
+def test_a_cache_that_changes_each_time_is_not_looked_at_for_long(step: Step) -> None:
+    found = []
+    for count in range(5):
+        step.cache.layers[0].count = count
+        assert step.accepts(step.arguments)
+        found.append(step.form._repeats._last is not None)
+    assert found == [True, False, False, False, False]
+
+
 def transpose(layer: Any) -> None:
     layer.keys.data = layer.keys.mT.contiguous().mT
 
