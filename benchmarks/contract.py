@@ -3,7 +3,8 @@
     python benchmarks/contract.py [--layers 1 2 4 8 28] [--json]
 
 - region: all that `Region` does around a loaded artifact for such a call, with a compiled form that does nothing;
-- arguments: the part that looks at the arguments (Dynamo's saved guards on them, and the interpreter's state);
+- arguments: the part that looks at the arguments (Dynamo's saved guards on them, but for those on a cache that is as it was in
+  the step before, and the interpreter's state);
 - module: the part that looks at the module tree (`Fingerprint.holds`);
 - Dynamo: Dynamo's own guards for the same call, where it was compiled in this process.
 

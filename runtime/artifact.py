@@ -10,14 +10,12 @@ import importlib
 import inspect
 import logging
 import os
-import re
 import time
 import types
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,8 @@ from .fingerprint import Fingerprint, UnsuitableError
 from .kernels import LOADING, install, recorded
 from .key import Fields, digest, fields, nearest
 from .limits import Limits
+from .repeats import Repeats
+from .saved_guards import compiled_function, is_kept, is_of_argument
 from .weights import align_rows
 
 logger = logging.getLogger("vgen.runtime")
@@ -70,6 +70,9 @@ class Form:
         self.is_complete = is_complete
         self._run = function.fn
         self._check = function._artifacts.guard_manager.check
+        # For a call that was let through, what its cache's state doesn't answer.
+        self._check_rest = function.rest.check if function.rest is not None else None
+        self._repeats = Repeats()
         # Grad mode, autocast, default dtype, determinism, TF32, threads: as they are now.
         self._state = torch._C._dynamo.guards.GlobalStateGuard()
         self._is_inference = torch.is_inference_mode_enabled()
@@ -91,7 +94,17 @@ class Form:
         scope[self._self] = module
         if self._rest is not None:
             scope[self._rest] = rest
-        return bool(self._check(scope))
+        if self._check_rest is None:
+            return bool(self._check(scope))
+        if self._repeats.has(arguments):
+            return bool(self._check_rest(scope))
+        accepted = bool(self._check(scope))
+        if accepted and self._repeats.note(arguments):
+            # Asked again, since another thread may have changed the cache before it was noted.
+            accepted = bool(self._check(scope))
+            if not accepted:
+                self._repeats = Repeats()
+        return accepted
 
     def __call__(self, module: nn.Module, arguments: dict[str, Any]) -> Any:
         """Run it: what the core returns."""
@@ -286,10 +299,10 @@ def _build(
         dropped: list[str] = []
 
         def keeps(entry: Any) -> bool:
-            is_kept = _is_kept(entry)
-            if not is_kept and _is_of_argument(entry.name):
+            kept = is_kept(entry)
+            if not kept and is_of_argument(entry.name):
                 dropped.append(entry.name)
-            return is_kept
+            return kept
 
         try:
             with _marked_static(call, arguments), recorded() as libraries:
@@ -370,32 +383,9 @@ def _unpickle(artifact: store.Artifact, core: Any) -> Any:
         place += size
     install(libraries)
     with inductor_config.patch(LOADING):
-        loaded = _compiled_function().deserialize(artifact.payload[place:], f_globals=scope)
+        loaded = compiled_function().deserialize(artifact.payload[place:], f_globals=scope)
     _require_sources(artifact.path, loaded)
     return loaded
-
-
-@cache
-def _compiled_function() -> Any:
-    """PyTorch's saved function, whose guards are built without looking at dicts that aren't saved.
-
-    Dynamo notes which dicts' keys must be in order, and looks them up where guards are built: those of modules, whose
-    children `Fingerprint` has in order, and global ones, which may hold something else in another process.
-    """
-    from torch._dynamo.aot_compile import AOTCompiledFunction
-    from torch._dynamo.package import load_guard_manager, load_guards_state
-
-    class CompiledFunction(AOTCompiledFunction):
-        def __post_init__(self) -> None:
-            saved = self._artifacts
-            state = load_guards_state(saved.guards_state)
-            state.output_graph.guard_on_key_order = {
-                each for each in state.output_graph.guard_on_key_order if _is_of_argument(each.name)
-            }
-            saved.guard_manager = load_guard_manager(state, saved.original_code, self._extra_globals)
-            super().__post_init__()
-
-    return CompiledFunction
 
 
 def _require_sources(path: Path, loaded: Any) -> None:
@@ -406,28 +396,6 @@ def _require_sources(path: Path, loaded: Any) -> None:
         module = importlib.import_module(each.module)
         if _hash_sourcelines(module, each.firstlineno, each.lastlineno) != each.checksum:
             raise ArtifactError(f"{path} was compiled from another source of {each.module}, line {each.firstlineno}")
-
-
-_OF_SELF = re.compile(r"\bself\b")
-
-
-def _is_of_argument(name: str) -> bool:
-    """Whether one of Dynamo's sources, by its name, is an argument other than the module, or in one."""
-    return name.startswith("L[") and not _OF_SELF.search(name)
-
-
-def _is_kept(entry: Any) -> bool:
-    """Whether one of Dynamo's guards is saved: one on an argument or on the interpreter's state."""
-    from torch._dynamo.guards import CheckFunctionManager
-
-    unsupported = {*CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES, "GLOBAL_STATE"}
-    return not (
-        entry.is_global
-        or "G[" in entry.name
-        or _OF_SELF.search(entry.name)
-        or entry.guard_type in unsupported
-        or unsupported.intersection(entry.derived_guard_types)
-    )
 
 
 def _policy() -> str:

@@ -72,8 +72,11 @@ class Fingerprint:
         self._dicts: list[dict[Any, Any]] = [
             each for registry in _REGISTRIES for each in (registry._global_mapping, registry._local_mapping)
         ]
-        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
-        self._sets: list[tuple[set[Any], frozenset[Any]]] = []
+        # And what was in each when this was made.
+        self._lists: list[list[Any]] = []
+        self._listed: list[tuple[Any, ...]] = []
+        self._sets: list[set[Any]] = []
+        self._contained: list[set[Any]] = []
         self._tensors: list[torch.Tensor] = []
         self._names: dict[int, str] = {}
         self._configs: dict[int, str] = {}
@@ -99,8 +102,8 @@ class Fingerprint:
             self._handles = RemovableHandle.next_id
         return (
             self._watch.holds()
-            and (not self._lists or all(tuple(now) == then for now, then in self._lists))
-            and (not self._sets or all(now == then for now, then in self._sets))
+            and list(map(tuple, self._lists)) == self._listed
+            and self._sets == self._contained
             and not nn_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         )
 
@@ -159,13 +162,15 @@ class Fingerprint:
                 raise UnsuitableError(f"{where} is a module that isn't a child")
             return f"the module {known}"
         if isinstance(value, list):
-            self._lists.append((value, tuple(value)))
+            self._lists.append(value)
+            self._listed.append(tuple(value))
             return "[" + ", ".join(self._value(each, f"{where}[{i}]") for i, each in enumerate(value)) + "]"
         if isinstance(value, tuple):
             return "(" + ", ".join(self._value(each, f"{where}[{i}]") for i, each in enumerate(value)) + ")"
         if isinstance(value, set | frozenset):
             if isinstance(value, set):
-                self._sets.append((value, frozenset(value)))
+                self._sets.append(value)
+                self._contained.append(set(value))
             return "{" + ", ".join(sorted(self._value(each, where) for each in value)) + "}"
         if isinstance(value, dict):
             self._dicts.append(value)

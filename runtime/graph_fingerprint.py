@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .watch import UnwatchableError, Watch
+
+# A module that is written to more often isn't worth watching.
+_MAX_WATCHES = 4
 _data_ptr: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
 _training = attrgetter("training")
 
@@ -35,14 +39,16 @@ class GraphFingerprint:
             hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
         ]
         self._attributes = [each.__dict__ for each in modules]
-        self._sized: list[Any] = [*tables, *self._attributes, *self._hooks]
-        self._lengths = list(map(len, self._sized))
+        self._dicts: list[Any] = [*tables, *self._attributes, *self._hooks]
+        self._lengths = list(map(len, self._dicts))
         self._objects = list(chain.from_iterable(map(dict.values, self._tables)))
         self._tensors = [each for each in self._objects if isinstance(each, torch.Tensor)]
         self._addresses = list(map(_data_ptr, self._tensors))
         self._config = getattr(module, "config", None)
         self._settings = dict(self._config.__dict__) if self._config is not None else {}
         self._backends = _backends()
+        self._watch: Watch | None = None
+        self._watches = 0
 
     @property
     def is_plain(self) -> bool:
@@ -54,13 +60,33 @@ class GraphFingerprint:
     def holds(self) -> bool:
         """Whether all is as it was."""
         return (
-            list(map(len, self._sized)) == self._lengths
-            and all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._objects))
+            self._have_dicts_held()
             and list(map(_data_ptr, self._tensors)) == self._addresses
-            and not any(map(_training, self._modules))
             and (self._config is None or self._config.__dict__ == self._settings)
             and self._backends == _backends()
         )
+
+    def _have_dicts_held(self) -> bool:
+        if self._watch is not None and self._watch.holds():
+            return True
+        # Nothing was written yet, or something that may not matter. Watched first, so that nothing is missed in between.
+        watch = self._watched()
+        held = (
+            list(map(len, self._dicts)) == self._lengths
+            and all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._objects))
+            and not any(map(_training, self._modules))
+        )
+        self._watch = watch if held else None
+        return held
+
+    def _watched(self) -> Watch | None:
+        if self._watches == _MAX_WATCHES:
+            return None
+        self._watches += 1
+        try:
+            return Watch(self._dicts, [])
+        except UnwatchableError:
+            return None
 
 
 def _backends() -> tuple[Any, ...]:
