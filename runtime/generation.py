@@ -30,6 +30,17 @@ def decodes_itself(model: Any, arguments: Mapping[str, Any]) -> bool:
     return model.device.type == "cuda" and _static_cache(arguments) is not None and _has_decoder(model)
 
 
+def steps_by_block(model: Any) -> bool:
+    """Whether a decode step runs the layers of a decoder one by one, each compiled: what was asked for is a first call that is
+    soon there, and around them `generate` would compile the whole model, without them.
+
+    Args:
+        model: A generated model.
+    """
+    options: Options = model.vgen_options
+    return options.compile and _has_decoder(model, per_instance=False)
+
+
 def _static_cache(arguments: Mapping[str, Any]) -> StaticCache | None:
     """The cache among arguments, of whatever name, if all that it knows is in tensors of fixed size."""
     return next((each for each in arguments.values() if _is_static(each)), None)
@@ -102,12 +113,14 @@ def widen_mask(arguments: dict[str, Any]) -> None:
         arguments["attention_mask"] = torch.nn.functional.pad(mask, (0, missing))
 
 
-def _has_decoder(model: Any) -> bool:
+def _has_decoder(model: Any, *, per_instance: bool = True) -> bool:
+    """Whether it has a decoder that is compiled whole or, where `per_instance` is False, layer by layer."""
     from .region import Compiled, Role
 
-    found = model.__dict__.get("_vgen_has_decoder")
-    if found is None:
+    known: dict[bool, bool] | None = model.__dict__.get("_vgen_has_decoder")
+    if known is None:
         regions = [each.region for each in model.modules() if isinstance(each, Compiled)]
-        found = any(region.per_instance and region.role is not Role.ENCODER for region in regions)
-        model.__dict__["_vgen_has_decoder"] = found
-    return bool(found)
+        decoders = [each for each in regions if each.role is not Role.ENCODER and not each.only_in_training]
+        known = {kind: any(each.per_instance is kind for each in decoders) for kind in (True, False)}
+        model.__dict__["_vgen_has_decoder"] = known
+    return known[per_instance]

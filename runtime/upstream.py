@@ -55,12 +55,14 @@ class AsUpstream(CapturesOptions):
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
         # Asked by `generate`, which compiles a model for static caches itself, unless its user says how.
-        from .generation import decodes_itself
+        from .generation import decodes_itself, steps_by_block
 
         own: Any = super()
         if not own._valid_auto_compile_criteria(model_kwargs, generation_config):
             return False
-        return generation_config.compile_config is not None or not decodes_itself(self, model_kwargs)
+        if generation_config.compile_config is not None:
+            return True
+        return not decodes_itself(self, model_kwargs) and not steps_by_block(self)
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         # `generate`'s loop over tokens.
