@@ -25,6 +25,7 @@ from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
+from .truths import told
 from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
@@ -96,6 +97,7 @@ class Region:
         inner: The parts of the module whose own prologue calls are made in the region's.
         graph_only: Branches of upstream's code, `file.py:first-last` each, that compute in a graph what eager computes in
             another way. A graph that takes one is refused.
+        truths: Arguments that the core only asks whether they hold anything. Those that don't are None.
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they
             compile, those with weights of other shapes apart.
         only_in_training: In eval mode it is a part of another region, and never compiled alone.
@@ -113,6 +115,7 @@ class Region:
         records_outputs: bool = False,
         inner: tuple[str, ...] = (),
         graph_only: tuple[str, ...] = (),
+        truths: tuple[str, ...] = (),
         per_instance: bool = True,
         only_in_training: bool = False,
     ) -> None:
@@ -127,6 +130,7 @@ class Region:
         self.records_outputs = records_outputs
         self.inner = inner
         self.graph_only = graph_only
+        self.truths = truths
         self.per_instance = per_instance
         self.only_in_training = only_in_training
         self._shared: dict[tuple[type, Options], _Variants] = {}
@@ -174,6 +178,10 @@ class Region:
             module: An instance of `Compiled` for which `active` was true.
             **arguments: The core's arguments by name.
         """
+        with told(arguments, self.truths):
+            return self._sized(module, arguments)
+
+    def _sized(self, module: Any, arguments: dict[str, Any]) -> Any:
         own: _Variants = module.__dict__["_vgen_variants"]
         if own.sizes is None:
             own.sizes = SizeReader(module)
