@@ -26,6 +26,7 @@ from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
 from .truths import told
+from .views import without_bases
 from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
@@ -201,6 +202,7 @@ class Region:
         count.calls += 1
         if self.per_instance:
             make_contiguous(arguments)
+            without_bases(arguments)
             if self.role is not Role.ENCODER and module.vgen_options.cuda_graphs:
                 widen_mask(arguments)
         own: _Variants = module.__dict__["_vgen_variants"]
