@@ -19,7 +19,7 @@ from .expert_loops import ExpertLoop
 from .generation import widen_mask
 from .graph_only import GraphOnlyError
 from .limits import Limits
-from .memos import Memos
+from .memos import Made, Memos
 from .prologue import Prologues, run
 from .recording import Recording, unrecorded
 from .rope import rope_reason
@@ -54,6 +54,7 @@ class _Variants:
         self.recording: Recording | None = None
         self.limits: Limits | None = None
         self.memos: Memos | None = None
+        self.made: Made | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
         self.rope: str | None = None
@@ -212,6 +213,7 @@ class Region:
             return self._run(module, own, form, arguments)
         if own.recording is None:
             own.recording = Recording(module)
+            own.made = Made(module)
             _compute_cached(module)
         if self.records_outputs:
             own.recording.install(arguments)
@@ -227,7 +229,8 @@ class Region:
         variants = self._variants(module)
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
-        described = (described, variants.limits.sides(arguments), *sizes)
+        assert own.made is not None
+        described = (described, variants.limits.sides(arguments), *sizes, *own.made.variant())
         call = Call(
             tag=tag,
             contract=self.contract,
