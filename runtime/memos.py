@@ -55,9 +55,10 @@ class Made:
 
 
 def _yet_to_make(part: nn.Module) -> tuple[str, ...]:
+    cls: Any = type(part)
     held = vars(part)
     empty = (name for name, value in held.items() if type(value) is dict and not value and name.endswith(_CACHE))
-    return *empty, *(name for name in _lazy(type(part)) if held.get(name, part) is None)
+    return *empty, *(name for name in _lazy(cls) if held.get(name, part) is None)
 
 
 @cache
