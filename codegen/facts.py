@@ -300,6 +300,10 @@ class Forward:
     experts: Pattern | None = None
     """Where this forward loops over experts: see `codegen.analyze.experts`."""
     sizes: SizeReads | None = None
+    truths: tuple[str, ...] = ()
+    """Parameters that are only asked whether they hold anything: see `codegen.analyze.truths`."""
+    asked: Pattern | None = None
+    """Where this forward asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,8 @@ class Region:
     """When its layers are compiled instead."""
     graph_only: tuple[Pattern, ...] = ()
     """Branches that no graph of it may take."""
+    truths: tuple[str, ...] = ()
+    """Arguments that it is only asked of whether they hold anything."""
     only_in_training: bool = False
     """It is such a layer: outside of training it is a part of the region's graph."""
 
@@ -123,6 +125,7 @@ class Rule(StrEnum):
     SIZE_DIVISION = "size-division"
     EXPERT_LOOP = "expert-loop"
     SIZE_BUFFER = "size-buffer"
+    KNOWN_TRUTH = "known-truth"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,6 +400,7 @@ def _region(facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: 
         graph_only=tuple(
             dict.fromkeys(each for below in reach if below.forward is not None for each in below.forward.graph_only)
         ),
+        truths=forward.truths,
     )
 
 
@@ -414,6 +418,8 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
         if forward.sizes is not None and ref != region.ref and not _is_rewritten(forward):
             # A region's own forward is what the region calls.
             found += [_rewrite(ref, Rule.SIZE_BUFFER, each) for each in forward.sizes.methods]
+        if forward.asked is not None and ref != region.ref and not _is_rewritten(forward):
+            found.append(_rewrite(ref, Rule.KNOWN_TRUTH, forward.asked))
         if forward.packed is not None:
             found.append(_rewrite(ref, Rule.PACKED_ATTENTION, forward.packed))
         elif forward.grouped is not None and region.role is not Role.ENCODER:

@@ -20,6 +20,7 @@ from .rewrite.branchless_clamp import branchless_clamp
 from .rewrite.carrier_init import CHILD_CLASS, MAKERS, carrier_method
 from .rewrite.expert_loop import EXPERT_LOOP, expert_loop
 from .rewrite.grouped_attention import GROUPED_ATTENTION, grouped_attention
+from .rewrite.known_truth import HOLDS, known_truth
 from .rewrite.names import UPSTREAM, Names
 from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
 from .rewrite.region_forward import passed_on, region_core, region_forward
@@ -252,6 +253,13 @@ class _Writer:
                     f"({place}).",
                 )
                 function = expert_loop(self.source, self.trees, self.names, fact.ref, comment)
+            case Rule.KNOWN_TRUTH:
+                assert fact.forward.asked is not None
+                self.runtime.add(HOLDS)
+                comment = (
+                    f"vgen {rewrite.rule}: the region asked, where upstream does ({_file(rewrite.span)}:{rewrite.first_line}).",
+                )
+                function = known_truth(self.source, self.trees, self.names, fact.forward.asked, comment)
             case Rule.SIZE_BUFFER:
                 found = size_buffers.of_class(self.source, self.trees, fact.ref)
                 assert found is not None, f"{fact.ref} lost its buffers between analysis and rewriting"
@@ -279,13 +287,22 @@ class _Writer:
         inner = (f"inner=({', '.join(parts)},)",) if parts else ()
         branches = [f'"{_file(each.span)}:{each.first_line}-{each.last_line}"' for each in region.graph_only]
         graph_only = (f"graph_only=({', '.join(branches)},)",) if branches else ()
+        names = [f'"{each}"' for each in region.truths]
+        truths = (f"truths=({', '.join(names)},)",) if names else ()
         block = ("per_instance=False",) if region.granularity is Granularity.BLOCK else ()
         training = ("only_in_training=True",) if region.only_in_training else ()
         return RegionText(
             tag=region.tag,
             role=region.role.name,
             contract=contract,
-            flags=(*(f"{name}=True" for name, on in flags.items() if on), *inner, *graph_only, *block, *training),
+            flags=(
+                *(f"{name}=True" for name, on in flags.items() if on),
+                *inner,
+                *graph_only,
+                *truths,
+                *block,
+                *training,
+            ),
         )
 
     def _contract_entry(self, shape: ArgumentShape) -> str | None:

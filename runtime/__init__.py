@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .settings import Options, current_options, options
     from .size_buffers import SizeBuffers, divide_rounding_up
     from .sizes import divide_size
+    from .truths import holds_any
     from .upstream import AsUpstream
 
 _MODULES = {
@@ -60,6 +61,7 @@ _MODULES = {
     "divide_rounding_up": "size_buffers",
     "divide_size": "sizes",
     "grouped_attention": "grouped",
+    "holds_any": "truths",
     "load": "loader",
     "loop_over_values": "loops",
     "options": "settings",
@@ -97,6 +99,7 @@ __all__ = [
     "divide_rounding_up",
     "divide_size",
     "grouped_attention",
+    "holds_any",
     "load",
     "loop_over_values",
     "options",

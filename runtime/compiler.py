@@ -53,20 +53,30 @@ _LOGGING = frozenset(
 
 _dynamo = torch._dynamo.config
 _IGNORED = "ignore_logging_functions" if hasattr(_dynamo, "ignore_logging_functions") else "ignore_logger_methods"
-
-
-class _Unlisted(set[Any]):
-    """A set that lists none of what it holds. Torch 2.11 writes its settings into a log as JSON, which functions can't be, and
-    reports an error each time that something is compiled."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(())
-
-
-_Ignored = set if _IGNORED == "ignore_logging_functions" else _Unlisted
 _shapes = torch.fx.experimental._config
 _sources = torch.compiler.config
 _INDICES = rf".*\b{LAYER_INDEX}\b"
+
+
+class _Ignored(set[Any]):
+    """Functions that are ignored while tracing, and that aren't listed: torch 2.11 writes its settings into a log as JSON, which
+    functions can't be, and reports an error each time that something is compiled.
+
+    Args:
+        listed: Those of a user's own.
+        others: Those that are asked for only by whether they are in the set.
+    """
+
+    def __init__(self, listed: Iterable[Any] = (), others: Iterable[Any] = ()) -> None:
+        self._listed = tuple(listed)
+        super().__init__(self._listed)
+        self.update(others)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._listed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._listed, tuple(super().__iter__()))
 
 
 class CountingBackend:
@@ -221,7 +231,7 @@ def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool) -> Iterator[
         ignored = getattr(_dynamo, _IGNORED)
         if not ignored >= _LOGGING:
             changes.append((_dynamo, _IGNORED, ignored))
-            setattr(_dynamo, _IGNORED, _Ignored(_LOGGING.union(ignored)))
+            setattr(_dynamo, _IGNORED, _Ignored(ignored, _LOGGING))
         if not _dynamo.allow_rnn:
             changes.append((_dynamo, "allow_rnn", False))
             _dynamo.allow_rnn = True

@@ -83,8 +83,13 @@ def _describe_layer(layer: Any) -> list[Hashable]:
         elif isinstance(value, torch.Tensor):
             parts.append((name, describe(value)))
         elif isinstance(value, dict):
-            parts.append((name, *(None if each is None else type(each) is bool and each for each in value.values())))
+            parts.append((name, *map(_describe_kept, value.values())))
     return parts
+
+
+def _describe_kept(value: object) -> Hashable:
+    """What a layer keeps under a key: counts change from call to call, and are told by the tensors."""
+    return describe(value) if value is None or isinstance(value, bool | torch.Tensor) else False
 
 
 def _any_autocast() -> bool:

@@ -5,6 +5,7 @@
   in transformers/cache_utils.py), and masks know a distance only beyond it.
 - The chunk of a state-space layer, the block of a linear or sparse attention: one is another shape than several, and so are
   whole ones. So are the windows of an attention that pads to whole ones (Longformer, LED).
+- The windows that a cache compresses tokens by: none, one, two or more of them are full with what is left of the call before.
 - The size of images in a stack that attends in windows at several resolutions (Swin): padded to whole windows and
   halved from stage to stage, sizes become formulas that take minutes to trace. So each size is a variant there.
 - The size of the images that position embeddings are made for, those of a part inside too: others are interpolated.
@@ -32,6 +33,8 @@ class Limits:
     def __init__(self, module: torch.nn.Module, config: Any) -> None:
         self._windows = _windows(config)
         self._chunks = _whole(config, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
+        self._rates = _rates(config)
+        self._topk = _whole(config, "index_topk") if self._rates else ()
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
         self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
         self._has_stages = _has_stages(module)
@@ -43,13 +46,18 @@ class Limits:
             arguments: The core's arguments by name.
         """
         found: list[Hashable] = []
-        if self._windows or self._chunks:
+        if self._windows or self._chunks or self._rates:
             value = next((each for name in _TEXT if isinstance(each := arguments.get(name), torch.Tensor)), None)
             if value is not None and value.ndim > 1:
                 new, past = value.shape[1], _past(arguments)
                 for chunk in self._chunks:
                     # Where the last chunk is whole, nothing is padded.
                     found += (new > chunk, new % chunk == 0)
+                for kind, rate in self._rates:
+                    left, done = _kept(arguments, kind)
+                    windows = (left + new) // rate
+                    # The first of several is set apart: of two, one is left, which is broadcast.
+                    found += (min(windows, 3), *(done + windows >= each for each in self._topk))
                 for window in self._windows:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
@@ -103,6 +111,13 @@ def _padded_windows(module: torch.nn.Module) -> tuple[int, ...]:
     return tuple(dict.fromkeys(2 * half for half in halves if type(half) is int and half > 0))
 
 
+def _rates(config: Any) -> tuple[tuple[str, int], ...]:
+    """How many tokens each kind of layer compresses into one."""
+    rates = _read(config, "compress_rates")
+    found = rates.items() if isinstance(rates, dict) else ()
+    return tuple((kind, rate) for kind, rate in found if type(rate) is int and rate > 0)
+
+
 def _whole(config: Any, *names: str) -> tuple[int, ...]:
     """The positive whole numbers that a config has under these names."""
     return tuple(dict.fromkeys(value for name in names if type(value := _read(config, name)) is int and value > 0))
@@ -142,3 +157,14 @@ def _past(arguments: Mapping[str, Any]) -> int:
                 if type(seen) is int:
                     return seen
     return 0
+
+
+def _kept(arguments: Mapping[str, Any], kind: str) -> tuple[int, int]:
+    """How many tokens the first layer of a kind keeps in a cache for its next window, and how many windows it compressed."""
+    for value in arguments.values():
+        for layer in value.layers if isinstance(value, Cache) else ():
+            held = vars(layer)
+            if getattr(layer, "_layer_type", None) == kind and "buffer_kv" in held and "entry_count" in held:
+                states = next(iter(held["buffer_kv"].values()))
+                return (0 if states is None else states.shape[1]), max(held["entry_count"].values())
+    return 0, 0

@@ -1,10 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What upstream's modules remember of one call for the next of the same length: rotary embeddings, by the length."""
+"""What upstream's modules remember of one call for the next.
+
+Rotary embeddings, for calls of the same length, are forgotten. What is made of the weights at first use is kept, as upstream keeps
+it even where the weights change later: calls before and after it was made are variants.
+"""
+
+import dis
+from functools import cache
+from typing import Any
 
 from torch import nn
 
 # Upstream's name of the length. Whatever else is remembered is asked for only where the length is the same.
 _LENGTH = "cached_sequence_length"
+# How a dictionary's name ends, where it is one of such tensors.
+_CACHE = "cache"
 
 
 class Memos:
@@ -24,3 +34,43 @@ class Memos:
     def forget(self) -> None:
         for part in self._parts:
             part.__dict__[_LENGTH] = None
+
+
+class Made:
+    """What one module and its parts make at first use, and have yet to make: `_embed`, which a property `embed` sets where it is
+    None, and dictionaries named caches that are empty.
+
+    Args:
+        module: A region's module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._yet = [(part, name) for part in module.modules() for name in _yet_to_make(part)]
+
+    def variant(self) -> tuple[bool, ...]:
+        """What of it is there now."""
+        return tuple(
+            bool(held) if type(held := vars(part).get(name)) is dict else held is not None for part, name in self._yet
+        )
+
+
+def _yet_to_make(part: nn.Module) -> tuple[str, ...]:
+    cls: Any = type(part)
+    held = vars(part)
+    empty = (name for name, value in held.items() if type(value) is dict and not value and name.endswith(_CACHE))
+    return *empty, *(name for name in _lazy(cls) if held.get(name, part) is None)
+
+
+@cache
+def _lazy(cls: Any) -> tuple[str, ...]:
+    """The attributes that properties of their names set."""
+    found = [
+        (f"_{name}", each.fget) for base in cls.__mro__ for name, each in vars(base).items() if type(each) is property
+    ]
+    return tuple(name for name, function in found if name in _stored(function))
+
+
+def _stored(function: Any) -> frozenset[str]:
+    code = getattr(function, "__code__", None)
+    instructions = dis.get_instructions(code) if code is not None else ()
+    return frozenset(str(each.argval) for each in instructions if each.opname == "STORE_ATTR")

@@ -20,12 +20,14 @@ from .expert_loops import ExpertLoop
 from .generation import widen_mask
 from .graph_only import GraphOnlyError
 from .limits import Limits
-from .memos import Memos
+from .memos import Made, Memos
 from .prologue import Prologues, run
 from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
+from .truths import told
+from .views import without_bases
 from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
@@ -54,6 +56,7 @@ class _Variants:
         self.limits: Limits | None = None
         self.graph_only: tuple[str, ...] = ()
         self.memos: Memos | None = None
+        self.made: Made | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
         self.layer: int | None = None
@@ -100,6 +103,7 @@ class Region:
         inner: The parts of the module whose own prologue calls are made in the region's.
         graph_only: Branches of upstream's code, `file.py:first-last` each, that compute in a graph what eager computes in
             another way. A graph that takes one is refused.
+        truths: Arguments that the core only asks whether they hold anything. Those that don't are None.
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they
             compile, those with weights of other shapes apart.
         only_in_training: In eval mode it is a part of another region, and never compiled alone.
@@ -117,6 +121,7 @@ class Region:
         records_outputs: bool = False,
         inner: tuple[str, ...] = (),
         graph_only: tuple[str, ...] = (),
+        truths: tuple[str, ...] = (),
         per_instance: bool = True,
         only_in_training: bool = False,
     ) -> None:
@@ -131,6 +136,7 @@ class Region:
         self.records_outputs = records_outputs
         self.inner = inner
         self.graph_only = graph_only
+        self.truths = truths
         self.per_instance = per_instance
         self.only_in_training = only_in_training
         self._shared: dict[tuple[type, Options], _Variants] = {}
@@ -178,6 +184,10 @@ class Region:
             module: An instance of `Compiled` for which `active` was true.
             **arguments: The core's arguments by name.
         """
+        with told(arguments, self.truths):
+            return self._sized(module, arguments)
+
+    def _sized(self, module: Any, arguments: dict[str, Any]) -> Any:
         own: _Variants = module.__dict__["_vgen_variants"]
         if own.sizes is None:
             own.sizes = SizeReader(module)
@@ -197,6 +207,7 @@ class Region:
         count.calls += 1
         if self.per_instance:
             make_contiguous(arguments)
+            without_bases(arguments)
             if self.role is not Role.ENCODER and module.vgen_options.cuda_graphs:
                 widen_mask(arguments)
         own: _Variants = module.__dict__["_vgen_variants"]
@@ -213,6 +224,7 @@ class Region:
             return self._run(module, own, form, arguments)
         if own.recording is None:
             own.recording = Recording(module)
+            own.made = Made(module)
             _compute_cached(module)
         if self.records_outputs:
             own.recording.install(arguments)
@@ -229,7 +241,8 @@ class Region:
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
             variants.graph_only = (*self.graph_only, *graph_only_masks(module))
-        described = (described, variants.limits.sides(arguments), *sizes)
+        assert own.made is not None
+        described = (described, variants.limits.sides(arguments), *sizes, *own.made.variant())
         call = Call(
             tag=tag,
             contract=self.contract,

@@ -27,7 +27,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers
+from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers, truths
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -203,6 +203,8 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         graph_only=_graph_only(classes, ref, calls),
         experts=_experts(classes, trees, ref),
         sizes=_sizes(classes, trees, ref),
+        truths=truths.truths(classes, trees, ref),
+        asked=_asked(tree),
     )
 
 
@@ -231,6 +233,12 @@ def _clamps(tree: Tree) -> Pattern | None:
     if not found:
         return None
     return _pattern(tree, found[0].branch, found[-1].branch)
+
+
+def _asked(tree: Tree) -> Pattern | None:
+    # What most decorators add would be lost with the method's body moved.
+    found = list(truths.find(tree).values()) if not set(decorators(tree.node)) - RENAMING else []
+    return _pattern(tree, found[0], found[-1]) if found else None
 
 
 def _loop(classes: Classes, trees: Trees, ref: Ref) -> Pattern | None:

@@ -4,13 +4,15 @@
 import pytest
 import torch
 from torch import nn
-from transformers import ClvpEncoderConfig, Wav2Vec2ConformerConfig
+from transformers import AutoModel, BertConfig, ClvpEncoderConfig, LlamaConfig, MimiConfig, Wav2Vec2ConformerConfig
 from transformers.models.clvp.modeling_clvp import ClvpRotaryPositionalEmbedding
+from transformers.models.mimi.modeling_mimi import MimiEuclideanCodebook
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerRotaryPositionalEmbedding,
 )
 
 from vgen.runtime import Compiled, Contract, Region, Role, counters, options, tensor
+from vgen.runtime.memos import Made
 
 ROTARY = {
     "clvp": lambda: ClvpRotaryPositionalEmbedding(ClvpEncoderConfig()),
@@ -58,3 +60,64 @@ def test_outside_of_a_graph_it_is_remembered() -> None:
     rotary = ROTARY["clvp"]()
     rotary(torch.randn(2, 5, 8))
     assert rotary.cached_sequence_length == 5
+
+
+@torch.no_grad()
+def test_what_is_made_at_first_use_is_a_variant() -> None:
+    torch.manual_seed(0)
+    codebook = MimiEuclideanCodebook(MimiConfig(codebook_size=8, codebook_dim=4))
+    codebook.embed_sum.normal_()
+    codebook.extra_cache = {}
+    made = Made(codebook)
+    assert made.variant() == (False, False)
+    codebook.quantize(torch.randn(5, 4))
+    assert made.variant() == (False, True)
+    codebook.extra_cache["cpu"] = torch.zeros(1)
+    assert made.variant() == (True, True)
+    codebook.extra_cache = {}
+    assert made.variant() == (False, True)
+    # What was there before is none.
+    assert Made(codebook)._yet == [(codebook, "extra_cache")]
+
+
+@torch.no_grad()
+def test_nothing_else_is_lazy() -> None:
+    for config in (LlamaConfig, BertConfig):
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        assert Made(AutoModel.from_config(config(**sizes, vocab_size=8))).variant() == ()
+
+
+@torch.no_grad()
+def test_a_graph_before_and_one_after_it_was_made() -> None:
+    torch.manual_seed(0)
+    codebook = MimiEuclideanCodebook(MimiConfig(codebook_size=8, codebook_dim=8))
+    codebook.embed_sum.normal_()
+    with options(backend="eager"):
+        module = Looks(codebook).eval()
+    for length in (5, 9, 7, 11):
+        states = torch.randn(2, length, 8)
+        assert torch.equal(module(states), codebook.encode(states))
+        # Kept as upstream keeps it, whatever the weights are by then.
+        codebook.embed_sum.normal_()
+    count = counters()["made.encoder"]
+    assert count.compiles == count.variants == 2
+    assert not count.fallbacks
+
+
+class Looks(Compiled, nn.Module):
+    region = Region(
+        "made.encoder",
+        role=Role.ENCODER,
+        contract=Contract(hidden_states=tensor("batch_size", "sequence_length", None)),
+        text=True,
+    )
+
+    def __init__(self, codebook):
+        super().__init__()
+        self.codebook = codebook
+
+    def forward(self, hidden_states):
+        return self.region(self, hidden_states=hidden_states)
+
+    def core(self, hidden_states):
+        return self.codebook.encode(hidden_states)
