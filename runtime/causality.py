@@ -26,9 +26,11 @@ def graph_only_masks(module: Any) -> tuple[str, ...]:
 
 
 def _has_mixed_attention(module: Any) -> bool:
-    """Whether an attention calls itself causal, and its model makes bidirectional masks for it."""
+    """Whether an attention calls itself causal, and its model makes bidirectional masks for it, and can attend by sdpa."""
     for maker in module.modules():
         cls: Any = type(maker)
+        if not getattr(cls, "_supports_sdpa", True):
+            continue
         if _makes_bidirectional(cls) and any(vars(part).get("is_causal") is True for part in maker.modules()):
             return True
     return False

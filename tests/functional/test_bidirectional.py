@@ -11,6 +11,8 @@ import torch
 from conftest import run_vgen
 from transformers import (
     CONFIG_MAPPING,
+    BarkSemanticConfig,
+    BarkSemanticModel,
     BartConfig,
     BartModel,
     GemmaForCausalLM,
@@ -74,6 +76,12 @@ def test_causal_attention_beside_others() -> None:
     """A decoder's own attention is causal with a causal mask; what looks at the encoder isn't."""
     sizes = {f"{each}_{name}": size for each in ("encoder", "decoder") for name, size in _BART.items()}
     assert graph_only_masks(BartModel(BartConfig(d_model=32, vocab_size=64, **sizes))) == ()
+
+
+def test_causal_attention_without_sdpa() -> None:
+    """Bark's attention has a causal mask of its own, and adds the other to it."""
+    config = BarkSemanticConfig(input_vocab_size=64, output_vocab_size=64, num_layers=1, num_heads=2, hidden_size=32)
+    assert graph_only_masks(BarkSemanticModel(config)) == ()
 
 
 _BART = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
