@@ -300,6 +300,10 @@ class Forward:
     experts: Pattern | None = None
     """Where this forward loops over experts: see `codegen.analyze.experts`."""
     sizes: SizeReads | None = None
+    size_loops: tuple[Pattern, ...] = ()
+    """Methods that call functions which loop over sizes: see `codegen.analyze.size_loops`."""
+    looping: tuple[Pattern, ...] = ()
+    """Those functions, and what they call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .region import Compiled, Region, Role
     from .settings import Options, current_options, options
     from .size_buffers import SizeBuffers, divide_rounding_up
+    from .size_loops import loop_over_sizes
     from .sizes import divide_size
     from .upstream import AsUpstream
 
@@ -61,6 +62,7 @@ _MODULES = {
     "divide_size": "sizes",
     "grouped_attention": "grouped",
     "load": "loader",
+    "loop_over_sizes": "size_loops",
     "loop_over_values": "loops",
     "options": "settings",
     "packed_attention": "attention",
@@ -98,6 +100,7 @@ __all__ = [
     "divide_size",
     "grouped_attention",
     "load",
+    "loop_over_sizes",
     "loop_over_values",
     "options",
     "packed_attention",
