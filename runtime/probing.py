@@ -18,6 +18,7 @@ import sympy
 import torch
 from torch._dynamo.convert_frame import compile_lock
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # The first symbol's number in each run, and how far apart the others' are: sizes that are alike in all runs are one size.
@@ -54,11 +55,18 @@ class Found:
         outputs: The tensors that it returns.
         structure: How they are put together: see `flat`.
         loops: Whether it takes more steps where sizes are larger.
+        equal: What it takes for granted: symbols that are numbers, or are as others.
     """
 
     outputs: tuple[Output, ...]
     structure: str
     loops: bool
+    equal: dict[sympy.Symbol, sympy.Expr]
+
+    def guard(self, env: ShapeEnv) -> None:
+        """Guard the graph that is being made by what is taken for granted, as it would be by tracing the function."""
+        for symbol, other in self.equal.items():
+            env.evaluate_expr(sympy.Eq(symbol, other))
 
 
 def function_of(name: str) -> Callable[..., Any]:
@@ -147,7 +155,7 @@ def probe(function: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[t
         Output(_size([run.sizes[place] for run in runs], given), *runs[0].like[place], uses)
         for place, uses in enumerate(_uses(function, tensors, sized[0]))
     )
-    return Found(outputs, runs[0].structure, loops=len({run.steps for run in runs}) > 1)
+    return Found(outputs, runs[0].structure, len({run.steps for run in runs}) > 1, equal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +174,7 @@ _Numbers: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 def _settled(
     function: Callable[..., Any], tensors: Sequence[torch.Tensor], layouts: Sequence[_Layout]
 ) -> dict[sympy.Symbol, sympy.Expr]:
-    """What a function takes for granted of sizes: that some are equal, or are numbers. The graph that is being made is guarded by
-    that, as it would be by tracing the function.
+    """What a function takes for granted of sizes: that some are equal, or are numbers.
 
     Which sizes may be equal is seen at those at hand; those that need not be equal stay apart.
 
@@ -192,9 +199,6 @@ def _settled(
     for symbol in list(equal):
         fewer = {each: other for each, other in equal.items() if each != symbol}
         equal = equal if fails(fewer) else fewer
-    env = next(size.node.shape_env for each in tensors for size in each.shape if isinstance(size, torch.SymInt))
-    for symbol, other in equal.items():
-        env.evaluate_expr(sympy.Eq(symbol, other))
     return equal
 
 

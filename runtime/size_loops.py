@@ -78,9 +78,10 @@ def _plan(context: Any) -> None:
     plan = {"name": call, "structure": structure, "constants": [_written(each) for each in constants], "names": names}
     key = (json.dumps(plan), differs, str(autocast), torch.is_grad_enabled(), *map(_likeness, tensors))
     envs = (size.node.shape_env for each in tensors for size in each.shape if isinstance(size, torch.SymInt))
-    known = _known.setdefault(next(envs, _NO_ENV), {})
+    env = next(envs, _NO_ENV)
+    known = _known.setdefault(env, {})
     if key not in known:
-        known[key] = _description(plan, tensors, differs=differs, autocast=autocast)
+        known[key] = _description(plan, tensors, env, differs=differs, autocast=autocast)
     _last[:] = [known[key]]
 
 
@@ -94,7 +95,12 @@ def _likeness(tensor: torch.Tensor) -> str:
 
 
 def _description(
-    plan: dict[str, Any], tensors: Sequence[torch.Tensor], *, differs: bool, autocast: torch.dtype | None
+    plan: dict[str, Any],
+    tensors: Sequence[torch.Tensor],
+    env: ShapeEnv,
+    *,
+    differs: bool,
+    autocast: torch.dtype | None,
 ) -> str:
     """A line that describes an operator, and one that says how its results are put together; empty where there's none."""
     try:
@@ -104,6 +110,7 @@ def _description(
         return "\n"
     if not differs and not found.loops:
         return "\n"
+    found.guard(env)
     outputs = [asdict(each) for each in found.outputs]
     return f"{json.dumps({**plan, 'outputs': outputs}, separators=(',', ':'))}\n{found.structure}"
 

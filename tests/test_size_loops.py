@@ -225,7 +225,9 @@ def test_sizes_and_strides_are_found() -> None:
 def test_sizes_that_have_to_be_equal_are_guarded() -> None:
     tensors = symbolic([(2, 5, 6), (2, 5, 6)])
     env = tensors[0].shape[0].node.shape_env
-    probe(lambda given: given[0].sum(0) + given[1][:2].sum(0), tensors)
+    found = probe(lambda given: given[0].sum(0) + given[1][:2].sum(0), tensors)
+    assert not env.guards
+    found.guard(env)
     equal = [str(guard.expr) for guard in env.guards]
     # The first dimensions, which are summed over, may differ.
     assert len(equal) == 2
