@@ -304,6 +304,10 @@ class Forward:
     """Parameters that are only asked whether they hold anything: see `codegen.analyze.truths`."""
     asked: Pattern | None = None
     """Where this forward asks."""
+    size_loops: tuple[Pattern, ...] = ()
+    """Methods that call functions which loop over sizes: see `codegen.analyze.size_loops`."""
+    looping: tuple[Pattern, ...] = ()
+    """Those functions, and what they call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

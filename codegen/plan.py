@@ -126,6 +126,7 @@ class Rule(StrEnum):
     EXPERT_LOOP = "expert-loop"
     SIZE_BUFFER = "size-buffer"
     KNOWN_TRUTH = "known-truth"
+    SIZE_LOOP = "size-loop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +289,7 @@ def _resolve(facts: ModelFacts, choices: tuple[ByLayer, ...]) -> tuple[Hazard, .
             (forward.packed, Rule.PACKED_ATTENTION),
             (forward.loop, Rule.VALUE_LOOP),
             (forward.experts, Rule.EXPERT_LOOP),
+            *((each, Rule.SIZE_LOOP) for each in forward.looping),
         ):
             if found is not None:
                 lines = range(found.first_line, found.last_line + 1)
@@ -418,8 +420,11 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
         if forward.sizes is not None and ref != region.ref and not _is_rewritten(forward):
             # A region's own forward is what the region calls.
             found += [_rewrite(ref, Rule.SIZE_BUFFER, each) for each in forward.sizes.methods]
-        if forward.asked is not None and ref != region.ref and not _is_rewritten(forward):
+        elif forward.asked is not None and ref != region.ref and not _is_rewritten(forward):
             found.append(_rewrite(ref, Rule.KNOWN_TRUTH, forward.asked))
+        elif not _is_rewritten(forward):
+            own = "forward" if ref == region.ref else ""
+            found += [_rewrite(ref, Rule.SIZE_LOOP, each) for each in forward.size_loops if each.method != own]
         if forward.packed is not None:
             found.append(_rewrite(ref, Rule.PACKED_ATTENTION, forward.packed))
         elif forward.grouped is not None and region.role is not Role.ENCODER:

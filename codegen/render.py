@@ -14,7 +14,7 @@ import libcst as cst
 
 from .analyze import size_buffers
 from .analyze.trees import Trees
-from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Ref, Role, Span
+from .facts import ArgumentShape, ClassFact, Modality, ModelFacts, Pattern, Ref, Role, Span
 from .plan import Carrier, Granularity, Plan, Region, Rewrite, Rule
 from .rewrite.branchless_clamp import branchless_clamp
 from .rewrite.carrier_init import CHILD_CLASS, MAKERS, carrier_method
@@ -26,6 +26,7 @@ from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
 from .rewrite.region_forward import passed_on, region_core, region_forward
 from .rewrite.size_buffer import DIVIDE_UP, SIZE_BUFFERS, size_buffer
 from .rewrite.size_division import DIVIDE, size_division
+from .rewrite.size_loop import SIZE_LOOP, size_loop
 from .rewrite.value_loop import LOOP, value_loop
 from .source import Import, Source
 
@@ -269,6 +270,13 @@ class _Writer:
                     f"vgen {rewrite.rule}: numbers, where upstream reads tensors ({_file(rewrite.span)}:{rewrite.first_line}).",
                 )
                 function = size_buffer(self.source, self.names, reads, comment)
+            case Rule.SIZE_LOOP:
+                self.runtime.add(SIZE_LOOP)
+                comment = (
+                    f"vgen {rewrite.rule}: one operator for all sizes, where upstream loops over one",
+                    f"({', '.join(_lines(each) for each in fact.forward.looping)}).",
+                )
+                function = size_loop(self.source, self.trees, self.names, fact.ref, rewrite.method, comment)
             case _:
                 assert_never(rewrite.rule)
         return function
@@ -285,7 +293,7 @@ class _Writer:
             flags["text"] = True
         parts = dict.fromkeys(f'"{call.within}"' for call in region.hoisted if call.within)
         inner = (f"inner=({', '.join(parts)},)",) if parts else ()
-        branches = [f'"{_file(each.span)}:{each.first_line}-{each.last_line}"' for each in region.graph_only]
+        branches = [f'"{_path(each.span)}:{each.first_line}-{each.last_line}"' for each in region.graph_only]
         graph_only = (f"graph_only=({', '.join(branches)},)",) if branches else ()
         names = [f'"{each}"' for each in region.truths]
         truths = (f"truths=({', '.join(names)},)",) if names else ()
@@ -327,6 +335,15 @@ def _docstring(fact: ClassFact, region: Region | None) -> str | None:
     compiled = "" if region.only_in_training else "compiled "
     when = f", {compiled}if `compile_mm_encoder` is set" if asked else ""
     return f"{what}{when}. Upstream: {fact.span}."
+
+
+def _path(span: Span) -> str:
+    """Its file as it lies where it runs: a copy in a folder of the package."""
+    return span.file.removeprefix(".")
+
+
+def _lines(found: Pattern) -> str:
+    return f"{_file(found.span)}:{found.first_line}-{found.last_line}"
 
 
 def _file(span: Span) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .region import Compiled, Region, Role
     from .settings import Options, current_options, options
     from .size_buffers import SizeBuffers, divide_rounding_up
+    from .size_loops import loop_over_sizes
     from .sizes import divide_size
     from .truths import holds_any
     from .upstream import AsUpstream
@@ -63,6 +64,7 @@ _MODULES = {
     "grouped_attention": "grouped",
     "holds_any": "truths",
     "load": "loader",
+    "loop_over_sizes": "size_loops",
     "loop_over_values": "loops",
     "options": "settings",
     "packed_attention": "attention",
@@ -101,6 +103,7 @@ __all__ = [
     "grouped_attention",
     "holds_any",
     "load",
+    "loop_over_sizes",
     "loop_over_values",
     "options",
     "packed_attention",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence, Set
 
 from torch.fx import GraphModule
 
-_FRAME = re.compile(r'File "(?:[^"]*[\\/])?([^"\\/]+)", line (\d+)')
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 class GraphOnlyError(Exception):
@@ -18,7 +18,7 @@ def refuse(graph: GraphModule, places: Sequence[str]) -> None:
 
     Args:
         graph: What a `torch.compile` backend is handed.
-        places: `file.py:first-last` each, lines of a branch.
+        places: `folder/file.py:first-last` each, lines of a branch. The folders tell upstream's files from generated ones.
 
     Raises:
         GraphOnlyError: It did. Dynamo wraps this as it does what any backend raises.
@@ -26,14 +26,15 @@ def refuse(graph: GraphModule, places: Sequence[str]) -> None:
     frames = set(_frames(graph)) if places else set()
     for place in places:
         if _is_taken(place, frames):
-            raise GraphOnlyError(f"in a graph upstream takes {place} instead of what it computes in eager")
+            name = place.rpartition("/")[2]
+            raise GraphOnlyError(f"in a graph upstream takes {name} instead of what it computes in eager")
 
 
 def _is_taken(place: str, frames: Set[tuple[str, int]]) -> bool:
     file, _, lines = place.rpartition(":")
     first, _, last = lines.partition("-")
     wanted = range(int(first), int(last) + 1)
-    return any(name == file and line in wanted for name, line in frames)
+    return any(line in wanted and name.endswith(f"/{file}") for name, line in frames)
 
 
 def _frames(graph: GraphModule) -> Iterator[tuple[str, int]]:
@@ -42,4 +43,4 @@ def _frames(graph: GraphModule) -> Iterator[tuple[str, int]]:
     for part in graph.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             for name, line in _FRAME.findall(node.stack_trace or ""):
-                yield name, int(line)
+                yield name.replace("\\", "/"), int(line)

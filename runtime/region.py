@@ -101,7 +101,7 @@ class Region:
         rotary: The core has rotary embeddings, which some configs rule out: see `rope_reason`.
         records_outputs: The core records hidden states or attentions by Transformers' hooks.
         inner: The parts of the module whose own prologue calls are made in the region's.
-        graph_only: Branches of upstream's code, `file.py:first-last` each, that compute in a graph what eager computes in
+        graph_only: Branches of upstream's code, `folder/file.py:first-last` each, that compute in a graph what eager computes in
             another way. A graph that takes one is refused.
         truths: Arguments that the core only asks whether they hold anything. Those that don't are None.
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they

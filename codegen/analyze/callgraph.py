@@ -104,7 +104,7 @@ class CallGraph:
             case ("super", name):
                 return self._above(ref, here.owner, name)
             case (name,):
-                return self._function(here.owner.file, name)
+                return self.function(here.owner.file, name)
         return None
 
     def _above(self, ref: Ref, owner: Ref, name: str) -> tuple[Ref, Function] | None:
@@ -116,7 +116,8 @@ class CallGraph:
                     return base, statement
         return None
 
-    def _function(self, file: str, name: str) -> tuple[Ref, Function] | None:
+    def function(self, file: str, name: str) -> tuple[Ref, Function] | None:
+        """The function that a name of a file leads to, where it is looked into."""
         source = self.classes.source
         here = source.file(file)
         imported = here.imports.get(name)

@@ -27,7 +27,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers, truths
+from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers, size_loops, truths
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -205,6 +205,8 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         sizes=_sizes(classes, trees, ref),
         truths=truths.truths(classes, trees, ref),
         asked=_asked(tree),
+        size_loops=_size_loops(classes, ref),
+        looping=_looping(classes, ref),
     )
 
 
@@ -290,6 +292,36 @@ def _sizes(classes: Classes, trees: Trees, ref: Ref) -> SizeReads | None:
         return None
     methods = tuple(_pattern(each.tree, each.places[0], each.places[-1]) for each in found.methods)
     return SizeReads(names=found.names, methods=methods)
+
+
+def _size_loops(classes: Classes, ref: Ref) -> tuple[Pattern, ...]:
+    return tuple(
+        Pattern(
+            owner=ref,
+            method=each.method,
+            first_line=each.first_line,
+            last_line=each.last_line,
+            span=Span(file=ref.file, line=each.first_line),
+        )
+        for each in size_loops.find(classes, ref)
+    )
+
+
+def _looping(classes: Classes, ref: Ref) -> tuple[Pattern, ...]:
+    found = (looping for each in size_loops.find(classes, ref) for _, looping in each.found)
+    return tuple(
+        dict.fromkeys(
+            Pattern(
+                owner=looping.ref,
+                method=name,
+                first_line=first,
+                last_line=last,
+                span=Span(file=file, line=first),
+            )
+            for looping in found
+            for name, file, first, last in looping.lines
+        )
+    )
 
 
 def _choice(tree: Tree) -> LayerChoice | None:

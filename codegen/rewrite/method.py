@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import libcst as cst
 
@@ -12,7 +12,14 @@ from .names import Move, Names
 
 
 def moved_method(
-    names: Names, origin: SourceFile, function: cst.FunctionDef, passed: str, *, own: str = "", unless: str = ""
+    names: Names,
+    origin: SourceFile,
+    function: cst.FunctionDef,
+    passed: str,
+    *,
+    own: str = "",
+    unless: str = "",
+    keeping: Set[str] = frozenset(),
 ) -> cst.FunctionDef:
     """A changed method of upstream's for a subclass.
 
@@ -20,6 +27,7 @@ def moved_method(
         passed: The arguments that hand its parameters on to upstream's method.
         own: A name of the runtime that the changed body uses, if it uses any.
         unless: A further condition on which upstream's method runs inside a graph too, ` or …`.
+        keeping: Decorators that come along, besides those that rename.
     """
     moved = function.visit(_Method(names, origin, function, own))
     assert isinstance(moved, cst.FunctionDef)
@@ -31,7 +39,7 @@ def moved_method(
     first, *rest = without_docstring(block.body)
     if isinstance(first, cst.SimpleStatementLine):
         first = first.with_changes(leading_lines=[cst.EmptyLine(indent=False), *first.leading_lines])
-    kept = [each for each in moved.decorators if _is_renaming(each)]
+    kept = [each for each in moved.decorators if _is_one_of(each, RENAMING | keeping)]
     return moved.with_changes(decorators=kept, body=block.with_changes(body=[guard, first, *rest]))
 
 
@@ -48,10 +56,10 @@ class _Method(Move):
         return updated_node if original_node.value == self.own else super().leave_Name(original_node, updated_node)
 
 
-def _is_renaming(decorator: cst.Decorator) -> bool:
+def _is_one_of(decorator: cst.Decorator, wanted: Set[str]) -> bool:
     match decorator.decorator:
         case cst.Call(func=cst.Name(value=name) | cst.Attribute(attr=cst.Name(value=name))):
-            return name in RENAMING
+            return name in wanted
     return False
 
 
