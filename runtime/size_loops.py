@@ -150,13 +150,13 @@ def _results(
     return found
 
 
-def _laid_out(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+def _laid_out(tensor: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     """A tensor whose dimensions lie in memory in that order."""
     return tensor.permute(order).contiguous().permute(_inverse(order))
 
 
-def _inverse(order: Sequence[int]) -> list[int]:
-    return sorted(range(len(order)), key=lambda dim: order[dim])
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::loop_over_sizes", mutates_args=())
