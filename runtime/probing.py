@@ -22,8 +22,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # The first symbol's number in each run, and how far apart the others' are: sizes that are alike in all runs are one size.
-# The last is more than what functions that go by chunks have in one.
-_RUNS = ((11, 6), (29, 10), (139, 14))
+# The third is more than what functions that go by chunks have in one, the last the least that a symbol can be.
+_RUNS = ((11, 6), (29, 10), (139, 14), (2, 1))
 
 
 class ProbeError(Exception):
