@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-import sympy
+import sympy  # type: ignore[import-untyped]  # it has no types
 import torch
 from torch._dynamo.convert_frame import compile_lock
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -22,8 +22,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # The first symbol's number in each run, and how far apart the others' are: sizes that are alike in all runs are one size.
-# The last is more than what functions that go by chunks have in one.
-_RUNS = ((11, 6), (29, 10), (139, 14))
+# The third is more than what functions that go by chunks have in one, the last the least that a symbol can be.
+_RUNS = ((11, 6), (29, 10), (139, 14), (2, 1))
 
 
 class ProbeError(Exception):
@@ -204,7 +204,8 @@ def _settled(
 
 def _alike(tensors: Sequence[torch.Tensor]) -> dict[sympy.Symbol, sympy.Expr]:
     """By symbol, a number or an earlier symbol with the same size at hand."""
-    sizes = [size for each in tensors for size in each.shape]
+    # Numbers, or symbols, of which types know nothing.
+    sizes: list[Any] = [size for each in tensors for size in each.shape]
     found: dict[int, sympy.Expr] = {size: sympy.Integer(size) for size in sizes if isinstance(size, int)}
     equal: dict[sympy.Symbol, sympy.Expr] = {}
     for size in sizes:
@@ -237,11 +238,11 @@ def _numbers(layouts: Sequence[_Layout], values: dict[sympy.Symbol, sympy.Expr])
     return [(tuple(map(number, size)), tuple(map(number, stride))) for size, stride in layouts]
 
 
-class _Steps(TorchDispatchMode):
+class _Steps(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in PyTorch
     """Counts operators, and lets none draw random numbers."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in PyTorch
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -311,7 +312,7 @@ def _require_apart(outputs: Sequence[torch.Tensor], given: Sequence[torch.Tensor
 
 
 def _order(output: torch.Tensor) -> tuple[int, ...]:
-    order = tuple(sorted(range(output.ndim), key=lambda dim: -output.stride(dim)))
+    order = tuple(sorted(range(output.ndim), key=output.stride, reverse=True))
     # A dimension of one has any stride.
     order = tuple(range(output.ndim)) if output.is_contiguous() else order
     if not output.permute(order).is_contiguous():
@@ -341,7 +342,9 @@ def _uses(
 def _parts(output: torch.Tensor, wanted: Sequence[torch.Tensor], places: Sequence[int]) -> tuple[int, ...]:
     if not wanted or not output.requires_grad:
         return ()
-    grads = torch.autograd.grad(output, wanted, torch.ones_like(output), retain_graph=True, allow_unused=True)
+    grads: list[torch.Tensor | None] = list(
+        torch.autograd.grad(output, wanted, torch.ones_like(output), retain_graph=True, allow_unused=True)
+    )
     return tuple(place for place, grad in zip(places, grads, strict=True) if grad is not None)
 
 

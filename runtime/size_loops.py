@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch._dynamo.comptime import comptime
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .attention import AUTOGRAD, NAMESPACE
@@ -69,6 +70,9 @@ def _plan(context: Any) -> None:
     if not all(each.is_python_constant() for each in locals_["constants"].items):
         return
     tensors = [each.as_proxy().node.meta["example_value"] for each in locals_["tensors"].items]
+    # Parts of a tensor that lies on several devices, or quantised ones, would be lost.
+    if not all(isinstance(each, FakeTensor) for each in tensors):
+        return
     call, structure, constants, names, differs, autocast = (
         locals_[name].as_python_constant()
         for name in ("name", "structure", "constants", "names", "differs", "autocast")
@@ -150,13 +154,13 @@ def _results(
     return found
 
 
-def _laid_out(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+def _laid_out(tensor: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     """A tensor whose dimensions lie in memory in that order."""
     return tensor.permute(order).contiguous().permute(_inverse(order))
 
 
-def _inverse(order: Sequence[int]) -> list[int]:
-    return sorted(range(len(order)), key=lambda dim: order[dim])
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::loop_over_sizes", mutates_args=())

@@ -186,6 +186,7 @@ UNFIT: dict[str, Callable[[Any], Any]] = {
     "random": lambda tensors: torch.rand_like(tensors[0]),
     "on tensors without data": lambda tensors: tensors[0] * tensors[0].sum().item(),
     "none that it was given": lambda tensors: torch.cat([tensors[0], tensors[0]]),
+    "a size of what it returns": lambda tensors: torch.zeros(max(tensors[0].shape[0], 5)) + tensors[0].sum(),
     "no gradient": lambda tensors: (tensors[0] + 1, tensors[0].detach() + 1),
     "other than tensors": lambda tensors: (tensors[0] + 1, 1),
 }
