@@ -24,6 +24,8 @@ from .graph_buffers import (
     NotReplayableError,
     buffers_for,
     describe_argument,
+    give_back,
+    note,
     padded,
     restored,
     restored_or_none,
@@ -228,20 +230,28 @@ class GraphedCore:
             # It may compile for them.
             self._contract.mark_static(buffers.arguments, self._limits.fixed(buffers.arguments))
         taken = buffers.arguments if buffers is not None else arguments
+        noted = note(buffers.arguments) if buffers is not None else None
         result = self._core(module, taken)
+        is_written = give_back(noted, taken, arguments)
         try:
             # Copied, since it may be a view of a buffer.
             own = restored(result, taken, arguments, None)
         except NotReplayableError:
             # A prefill that returns a growing cache, for one.
-            if len(store.refused) >= MAX_REFUSED:
-                store.refused.clear()
-            store.refused.add(key)
+            self._refuse(key)
             return result
+        if is_written:
+            self._refuse(key)
+            return own
         store.pending[key] = buffers
         if len(store.pending) > MAX_PENDING:
             store.pending.popitem(last=False)
         return own
+
+    def _refuse(self, key: Hashable) -> None:
+        if len(self._store.refused) >= MAX_REFUSED:
+            self._store.refused.clear()
+        self._store.refused.add(key)
 
     def _verify(self, module: Any, arguments: dict[str, Any], bucket: Bucket) -> Any:
         """The core's result. On the way, see that no bit of a padded one depends on what the padding holds: a core may

@@ -106,6 +106,58 @@ def _copy(buffer: Any, value: Any) -> None:
             _copy(into, each)
 
 
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A buffer, and what it held."""
+
+    buffer: torch.Tensor
+    held: torch.Tensor
+
+
+def note(value: Any) -> Any:
+    """What buffers hold before a core runs on them, in containers like theirs. See `give_back`."""
+    if isinstance(value, torch.Tensor):
+        return _Noted(value, value.clone())
+    if isinstance(value, Mapping) and not isinstance(value, Cache):
+        return {key: note(each) for key, each in value.items()}
+    return [note(each) for each in value] if isinstance(value, tuple | list) else None
+
+
+@torch.inference_mode()
+def give_back(noted: Any, taken: Any, arguments: Any) -> bool:
+    """Do to the caller's arguments what a core did to the buffers that stood for them, and say whether it did anything.
+
+    A graph writes to its buffers alone, so a core that does isn't replayed: RWKV's state is changed where the caller has it.
+
+    Args:
+        noted: What `note` made of the buffers.
+        taken: The buffers, after the core ran.
+        arguments: What the caller gave.
+    """
+    if isinstance(noted, _Noted):
+        if torch.equal(noted.buffer, noted.held):
+            return False
+        arguments.copy_(noted.buffer)
+        return True
+    if not isinstance(noted, dict | list):
+        return False
+    places = list(noted) if isinstance(noted, dict) else range(len(noted))
+    if len(taken) != len(noted):
+        arguments.clear()
+        (arguments.update if isinstance(noted, dict) else arguments.extend)(taken)
+        return True
+    found = False
+    for place in places:
+        before, now = noted[place], taken[place]
+        if isinstance(before, _Noted) and now is not before.buffer:
+            # Another tensor is in its place.
+            arguments[place] = now
+            found = True
+        else:
+            found = give_back(before, now, arguments[place]) or found
+    return found
+
+
 def restored(output: Any, taken: Mapping[str, Any], arguments: Mapping[str, Any], bucket: Bucket | None) -> Any:
     """A recorded output as the caller's own: tensors copied, cut to the call's tokens, caches the call's.
 

@@ -212,6 +212,30 @@ def test_outputs_are_the_callers() -> None:
         assert x.any()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_a_core_does_to_its_arguments_is_done_to_the_callers(mode: Any) -> None:
+    """RWKV's state: a list whose tensors are written to, or exchanged, and that is returned."""
+
+    def step(module: nn.Module, x: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        state[0].add_(x.sum(0))
+        state[1] = state[1] + 1
+        return module(x) + state[0], state
+
+    linear = nn.Linear(6, 6)
+    run, store = graphed(step, linear, is_packed=False)
+    with mode():
+        ours, theirs = ([torch.zeros(6), torch.zeros(6)] for _ in range(2))
+        first = ours[0]
+        for seed in range(4):
+            x = torch.randn(3, 6, generator=torch.Generator().manual_seed(seed))
+            expected, found = step(linear, x, theirs), run(x=x, state=ours)
+            assert torch.equal(found[0], expected[0])
+            assert found[1] is ours
+            assert all(map(torch.equal, ours, theirs))
+        assert ours[0] is first
+    assert not store.recorded
+
+
 @torch.no_grad()
 def test_the_least_recently_used_makes_room() -> None:
     run, store = graphed(lambda module, x: module(x), nn.Linear(6, 6), budget=2, is_packed=False)
