@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .inputs import CannotMakeInputsError, Request, make_inputs
-from .tiny import ATTEMPTS, CannotShrinkError, set_undeclared, tiny_config
+from .tiny import ATTEMPTS, CannotShrinkError, set_missed, tiny_config
 
 _LARGEST = 30_000_000
 """Parameters of the largest model that is still tried."""
@@ -59,14 +59,13 @@ def make_tiny(cls: type[PreTrainedModel], *, layers: int = 2, seed: int = 0, req
 
 
 def _running(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int, request: Request, attempt: int) -> Tiny:
-    """A model that has run; attributes that it reads of configs which don't declare them are given where they can be."""
+    """A model that has run; fields that it misses in its configs are set where they can be."""
     while True:
         try:
             model = _made(cls, config, seed)
             return Tiny(model=model, config=config, inputs=make_inputs(model, request), attempt=attempt)
         except (CannotShrinkError, CannotMakeInputsError) as error:
-            cause = error.__cause__
-            if not isinstance(cause, AttributeError) or not set_undeclared(config, cause):
+            if not set_missed(config, error.__cause__):
                 raise
 
 
@@ -76,6 +75,7 @@ def _about_sizes(error: Exception) -> bool:
     return (
         isinstance(cause, RuntimeError | ValueError | IndexError | ZeroDivisionError)
         or "parameters" in str(error)
+        or "refuses the sizes" in str(error)
         or "NoneType" in str(error)
         or "empty()" in str(error)
     )

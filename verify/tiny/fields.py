@@ -89,6 +89,16 @@ _HINTS: tuple[tuple[str, Kind], ...] = (
     (r"intermediate|ffn|mlp_dim|^d_?ff|d_inner|n_inner|feedforward|mlp_hidden", Kind.INNER),
     (r"size$|sizes$|dims?$|dimension$|^d_model$|embd$|width|channels?$|rank$|filters?$|units$|features?$|_size_per|planes$|size_global$|dim_per_stage|channel_list$|pos_feats$|d_ssm$", Kind.WIDTH),
 )  # fmt: skip
+# Kernels, strides and paddings of convolutions over squares, columns and rows, each of three lengths; all keep the map's size.
+_STRIPES = {name: [1, 1, 0] for name in ("reduce_channel", "return_channel")} | {
+    f"{name}_{ratio}ratio": [kernel, 1, [each // 2 for each in kernel]]
+    for ratio, long in (("long", 7), ("mid", 5), ("short", 3))
+    for name, kernel in (
+        ("vertical_long_to_small_conv", [long, 1]),
+        ("horizontal_small_to_long_conv", [1, long]),
+        ("symmetric_conv_long", [long, long]),
+    )
+}
 # What stands in for None, or for an empty list, where a field has no default of use. A model that doesn't need the field isn't bothered by it.
 MISSING: dict[str, Any] = {
     "vocab_size": 256,
@@ -122,6 +132,9 @@ MISSING: dict[str, Any] = {
     "projector_scale_factors": [1.0],
     "deepstack_layer_map": [[0, 0], [1, 1]],
     "downsample_rate": "1/2",
+    "kernel_list": [3, 2, 2],
+    "scale_factor_list": [1, 2, 4, 8],
+    "intraclass_block_config": _STRIPES,
 }
 UNDECLARED: dict[str, Any] = {
     "num_hidden_layers": 2,
@@ -130,6 +143,8 @@ UNDECLARED: dict[str, Any] = {
     "projection_hidden_size": 32,
     "rope_theta": 10000.0,
     "initializer_range": 0.02,
+    "dropout_rate": 0.0,
+    "shared_expert_intermediate_size": 32,
 }
 """What is set where model code reads a field that its config's class doesn't declare: checkpoints bring it along."""
 PER_LAYER = re.compile(r"layer_types|layers_block_type|indexer_types|per_layer|layer_rope|layers_types|_layer_type")

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import copy
-from math import gcd
 from typing import Any
 
 from transformers import PreTrainedConfig, ResNetConfig
 from transformers.utils import is_timm_available
 
 from . import relations
-from .fields import MISSING, PER_LAYER, UNDECLARED, Kind, kind
+from .depths import depths
+from .fields import MISSING, Kind, kind
 from .sizes import NARROW, VOCABULARY, Sizes
 from .tree import Node, read
-
-_HEADS = 4
-_EXPERTS = 4
-_SPAN = 2
-_POSITIONS = 512
-_FRAMES = 64
-_WINDOW = 8
-_COUNT = 8
-_FILTERS = 4
-_LONGEST_PERIOD = 8
-_QUERIES = "patch_to_query_dict"
-"""The end of a field's name that maps numbers of patches to numbers of queries."""
+from .values import QUERIES, shrunk, shrunk_tokens
 
 
 class CannotShrinkError(Exception):
@@ -91,14 +80,14 @@ def _whole(cls: type[PreTrainedConfig]) -> PreTrainedConfig:
 def _rebuild(node: Node, sizes: Sizes, layers: int) -> PreTrainedConfig:
     cls = type(node.config)
     changes: dict[str, Any] = {name: _part(name, part, sizes, layers) for name, part in node.parts.items()}
-    changes |= _depths(node, layers, sizes)
+    changes |= depths(node, layers, sizes)
     for name, value in node.given.items():
         if name not in changes:
-            changes[name] = _shrunk(name, value, node, sizes)
+            changes[name] = shrunk(name, value, node, sizes)
     changes |= _missing(node, changes, sizes)
     changes |= relations.repaired(node, changes, sizes)
     changes = {
-        name: value
+        name: _as_read(value)
         for name, value in changes.items()
         if name in node.parts or name in node.given or name in node.derived or name in ("out_indices",)
     }
@@ -116,19 +105,24 @@ def _rebuild(node: Node, sizes: Sizes, layers: int) -> PreTrainedConfig:
     return made
 
 
+def _as_read(value: Any) -> Any:
+    """`value` as a checkpoint's config.json would bring it, which has no tuples."""
+    return [_as_read(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _constants(node: Node, made: PreTrainedConfig | None, sizes: Sizes) -> dict[str, Any]:
     """Fields that the class fills in where they are None, but not from other fields: they are still large in `made`."""
     found: dict[str, Any] = {}
     for name, value in node.derived.items():
         now = vars(made).get(name) if made is not None else value
         if (
-            (isinstance(value, dict) and not name.endswith(_QUERIES))
+            (isinstance(value, dict) and not name.endswith(QUERIES))
             or isinstance(now, bool)
             or now != value
             or kind(name) is Kind.TOKEN
         ):
             continue
-        small = _shrunk(name, value, node, sizes)
+        small = shrunk(name, value, node, sizes)
         if small != value:
             found[name] = small
     return found
@@ -197,227 +191,11 @@ def _set_undeclared(node: Node, made: PreTrainedConfig, sizes: Sizes) -> None:
     for name, value in vars(made).items():
         if kind(name) is Kind.TOKEN and name not in node.given and value is not None:
             if value == vars(node.config).get(name):
-                setattr(made, name, _tokens(value, sizes))
+                setattr(made, name, shrunk_tokens(value, sizes))
     for name, value in vars(node.config).items():
         # Flags that only a config of some of its users has.
         if isinstance(value, bool) and name not in vars(made):
             setattr(made, name, value)
-
-
-def set_undeclared(config: PreTrainedConfig, missing: AttributeError) -> bool:
-    """Set a field that model code missed, on the configs in the tree of `config` of that class; whether any was set."""
-    name = missing.name
-    if name not in UNDECLARED:
-        return False
-    lacking = [each.config for each in read(config).all() if type(each.config) is type(missing.obj)]
-    lacking = [each for each in lacking if name not in vars(each)]
-    for each in lacking:
-        setattr(each, name, UNDECLARED[name])
-    return bool(lacking)
-
-
-def _depths(node: Node, layers: int, sizes: Sizes) -> dict[str, Any]:
-    """Numbers of layers, and the lists that go with them."""
-    values = node.values()
-    scalars = {
-        name: value
-        for name, value in values.items()
-        if kind(name) is Kind.LAYERS and isinstance(value, int) and not isinstance(value, bool)
-    }
-    stages = {
-        len(value)
-        for name, value in values.items()
-        if isinstance(value, list | tuple) and len(value) > 1 and not PER_LAYER.search(name)
-        if kind(name) not in (Kind.LAYER_INDEX, Kind.LAYER_SUBSET, Kind.TOKEN)
-    }
-    found: dict[str, Any] = {}
-    periods = [
-        value + (1 if name.endswith("offset") else 0)
-        for name, value in values.items()
-        if kind(name) is Kind.PERIOD
-        and isinstance(value, int)
-        and not isinstance(value, bool)
-        and 1 < value <= _LONGEST_PERIOD
-    ]
-    # Kinds of layers that come round again and again.
-    periods += [
-        len(value)
-        for name, value in values.items()
-        if name.endswith("block_types") and isinstance(value, list | tuple) and len(set(value)) > 1
-        if len(value) <= _LONGEST_PERIOD
-    ]
-    for name, depth in scalars.items():
-        if depth <= 1 or (depth in stages and depth <= _LONGEST_PERIOD + 4):
-            found[name] = depth
-            continue
-        if isinstance(nested := values.get("attention_types"), list) and nested and isinstance(nested[0], list):
-            found["attention_types"] = [[nested[0][0], 1]]
-            found[name] = len(nested[0][0])
-            continue
-        lists = {
-            key: list(value)
-            for key, value in values.items()
-            if isinstance(value, list | tuple) and len(value) == depth and _per_layer(key, value)
-        }
-        if lists:
-            kept = _one_of_each(lists, depth, layers)
-            for key, value in lists.items():
-                cut = [value[place] for place in kept]
-                if key.endswith("source_layers"):
-                    cut = [
-                        each if each is None else max((at for at, old in enumerate(kept) if old <= each), default=0)
-                        for each in cut
-                    ]
-                found[key] = (
-                    [_shrunk(key, each, node, sizes) for each in cut] if kind(key) in (Kind.INNER, Kind.HEADS) else cut
-                )
-                if set(cut) == {"linear_attention"} and "num_attention_heads" in values:
-                    # It is made for layers of both kinds; the cache asks those that attend how long it is.
-                    found[key] = [*cut[:-1], "full_attention"]
-            found[name] = len(kept)
-        else:
-            indexes = [
-                len(set(value))
-                for key, value in values.items()
-                if kind(key) is Kind.LAYER_INDEX and isinstance(value, list | tuple)
-            ]
-            found[name] = min(depth, max([layers, *indexes, *periods]))
-    main = max((value for name, value in found.items() if name in scalars), default=layers)
-    deepest = max(scalars.values(), default=0)
-    for name, value in values.items():
-        what = kind(name)
-        if what is Kind.LAYERS and isinstance(value, list | tuple):
-            # Some code takes a stage's number for a layer's.
-            most = max(layers, len(value)) if sizes.keep_stages else layers
-            found[name] = type(value)(min(each, most) if isinstance(each, int) else each for each in value)
-        elif what is Kind.LAYER_COUNT and isinstance(value, int):
-            # Layers that share the keys of others need one of their own kind among those.
-            found[name] = 0 if "shared" in name else min(value, main - 1)
-        elif what is Kind.LAYER_INDEX and name not in found:
-            found[name] = _indexes(value, *_stack(value, scalars, found, (deepest, main)))
-        elif what is Kind.LAYER_SUBSET and isinstance(value, list | tuple) and value:
-            if len(value) == deepest:
-                found[name] = type(value)(value[:main])
-            else:
-                found[name] = type(value)([main - 1])
-    out = getattr(node.config, "_out_indices", None)
-    if out and hasattr(node.config, "stage_names"):
-        found["out_indices"] = _indexes(list(out), deepest, main) if deepest > main else list(out)
-    return found
-
-
-def _stack(value: Any, scalars: dict[str, int], found: dict[str, Any], default: tuple[int, int]) -> tuple[int, int]:
-    """The depth, before and now, of the one stack that is deep enough for the indexes in `value`; `default` if unclear."""
-    if not isinstance(value, list | tuple) or not all(isinstance(each, int) for each in value):
-        return default
-    deep = [name for name, depth in scalars.items() if depth > max(value, default=0)]
-    return (scalars[deep[0]], found[deep[0]]) if len(deep) == 1 else default
-
-
-def _per_layer(name: str, value: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a list as long as a stack is deep says something of each layer, and isn't one of the layers' indexes."""
-    if PER_LAYER.search(name) or name.endswith("source_layers"):
-        return True
-    return len(value) > _LONGEST_PERIOD + 4 and len({repr(each) for each in value}) < len(value)
-
-
-def _one_of_each(lists: dict[str, list[Any]], depth: int, layers: int) -> list[int]:
-    """The layers that stay: the first of each combination of kinds, and as many more as were asked for."""
-    combined = list(zip(*(map(repr, value) for value in lists.values()), strict=True))
-    first = sorted({combined.index(each) for each in combined})
-    rest = [place for place in range(depth) if place not in first]
-    return sorted([*first, *rest[: max(0, layers - len(first))]])
-
-
-def _indexes(value: Any, depth: int, main: int) -> Any:
-    """Indexes of layers, inside the new depth and still distinct; those from the end stay from the end."""
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return max(value, -main) if value < 0 else min(value, main - 1) if depth else value
-    if not isinstance(value, list | tuple) or not all(isinstance(each, int) for each in value):
-        return value
-    if not depth or max(value, default=0) > depth:
-        # The layers are another part's.
-        depth = max((each + 1 for each in value), default=0)
-    last = main if any(each >= depth for each in value) else main - 1
-    positive = sorted({each for each in value if each >= 0})
-    places = {each: max(0, last - (len(positive) - 1 - place)) for place, each in enumerate(positive)}
-    negative = sorted({each for each in value if each < 0}, reverse=True)
-    places |= {each: max(-main, -1 - place) if each < -main else each for place, each in enumerate(negative)}
-    return type(value)(places[each] for each in value)
-
-
-def _shrunk(name: str, value: Any, node: Node, sizes: Sizes) -> Any:
-    """A field's new value, for what its name means; fields that depend on others are seen to in `relations`."""
-    if isinstance(value, bool) or value is None:
-        return value
-    what = kind(name)
-    if what is Kind.TOKEN:
-        return _tokens(value, sizes)
-    if isinstance(value, list | tuple):
-        if what in (Kind.WIDTH, Kind.INNER):
-            return type(value)(_shrunk(name, each, node, sizes) for each in value)
-        if what is Kind.HEADS and value and all(isinstance(each, int) for each in value):
-            common = gcd(*value) or 1
-            return type(value)(
-                max(1, each // common) if max(value) // common <= 16 else min(each, _HEADS) for each in value
-            )
-        if what in (Kind.EXPERTS, Kind.TOP_K, Kind.WINDOW):
-            return type(value)(_shrunk(name, each, node, sizes) for each in value)
-        return copy.deepcopy(value)
-    if isinstance(value, float) and name in relations.COEFFICIENTS:
-        return min(value, 1.0)
-    if isinstance(value, dict) and name.endswith(_QUERIES):
-        return {patches: min(4, *value.values()) for patches in (4, 16, 64)}
-    if not isinstance(value, int):
-        return copy.deepcopy(value)
-    if value <= 0:
-        return value
-    match what:
-        case Kind.WIDTH:
-            return sizes.width(value)
-        case Kind.INNER:
-            bottleneck = not any("expert" in each for each in node.values())
-            return sizes.inner(value, relations.width(node.values()), bottleneck=bottleneck)
-        case Kind.HEADS:
-            return relations.heads(name, value, node)
-        case Kind.HEAD_DIM:
-            return 16 if value >= 128 else 8 if value > 16 else value
-        case Kind.VOCABULARY:
-            return min(value, VOCABULARY)
-        case Kind.POSITIONS:
-            return min(value, _POSITIONS)
-        case Kind.FRAMES:
-            return min(value, _FRAMES)
-        case Kind.SPAN:
-            return min(value, _SPAN)
-        case Kind.EXPERTS:
-            return min(value, _EXPERTS)
-        case Kind.TOP_K:
-            return min(value, 2)
-        case Kind.EXPERT_GROUPS:
-            return min(value, 2)
-        case Kind.TOP_GROUPS:
-            return 1
-        case Kind.GROUPS:
-            return (
-                sizes.widths[value] if value in sizes.widths and value > 32 else gcd(value, 4) if value > 4 else value
-            )
-        case Kind.WINDOW:
-            return min(value, _WINDOW)
-        case Kind.COUNT:
-            return min(value, _COUNT)
-        case Kind.FILTERS:
-            return value if sizes.keep_widths else min(value, _FILTERS)
-        case _:
-            return value
-
-
-def _tokens(value: Any, sizes: Sizes) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_tokens(each, sizes) for each in value)
-    return sizes.tokens.get(value, value) if isinstance(value, int) else value
 
 
 def _line(error: BaseException) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .fields import Kind, kind
+
 _BASE = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig))
 
 
@@ -42,14 +44,39 @@ def read(config: PreTrainedConfig) -> Node:
     defaults = _defaults(type(config))
     held = vars(config)
     # Not by `getattr`: of fields that differ from layer to layer it refuses to tell the common value.
-    values = {name: held[name] for name in defaults if name in held}
+    recounted = _recounted(config, defaults)
+    values = {name: held[name] for name in defaults if name in held} | recounted
     parts = {name: read(value) for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
     own = {name: value for name, value in values.items() if name not in parts}
     optional = {name for name in own if defaults[name] is None and own[name] is not None}
     computed = _computed(config, own, optional)
     derived = {name: own[name] for name in sorted(optional) if name in computed and computed[name] == own[name]}
     given = {name: value for name, value in own.items() if name not in derived}
+    if recounted:
+        # It counts anew unless it's told that it did.
+        derived = {name: value for name, value in derived.items() if kind(name) is not Kind.LAYERS}
     return Node(config=config, given=given, derived=derived, parts=parts)
+
+
+def _recounted(config: PreTrainedConfig, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of layers that the class changes itself once it is given them, as they were given.
+
+    A class that counts a layer once for each time it's run, say, would do so again. Only where all are the defaults: of others
+    it isn't known what was given.
+    """
+    held = vars(config)
+    changed = {
+        name: value
+        for name, value in defaults.items()
+        if kind(name) is Kind.LAYERS and isinstance(value, int) and held.get(name) != value
+    }
+    if not changed:
+        return {}
+    try:
+        fresh = vars(type(config)())
+    except Exception:  # a validator's error: it can't be made from defaults
+        return {}
+    return {name: value for name, value in changed.items() if fresh.get(name) == held.get(name)}
 
 
 def _defaults(cls: type) -> dict[str, Any]:
