@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .inputs import CannotMakeInputsError, Request, make_inputs
+from .sensitivity import depends_on, livelier
 from .tiny import ATTEMPTS, CannotShrinkError, set_missed, tiny_config
 
 _LARGEST = 30_000_000
@@ -49,7 +50,7 @@ def make_tiny(cls: type[PreTrainedModel], *, layers: int = 2, seed: int = 0, req
             continue
         try:
             config = tiny_config(cls.config_class, layers=layers, attempt=attempt)
-            return _running(cls, config, seed, asked, attempt)
+            return _lively(cls, _running(cls, config, seed, asked, attempt), seed, asked)
         except (CannotShrinkError, CannotMakeInputsError) as error:
             first = first or error
             if not _about_sizes(error):
@@ -67,6 +68,24 @@ def _running(cls: type[PreTrainedModel], config: PreTrainedConfig, seed: int, re
         except (CannotShrinkError, CannotMakeInputsError) as error:
             if not set_missed(config, error.__cause__):
                 raise
+
+
+def _lively(cls: type[PreTrainedModel], tiny: Tiny, seed: int, request: Request) -> Tiny:
+    """The same with larger weights, where its outputs don't depend on its inputs and those of the other's do."""
+    if _is_lively(tiny, request):
+        return tiny
+    for config in livelier(tiny.config):
+        try:
+            other = _running(cls, config, seed, request, tiny.attempt)
+        except (CannotShrinkError, CannotMakeInputsError):
+            continue
+        if _is_lively(other, request):
+            return other
+    return tiny
+
+
+def _is_lively(tiny: Tiny, request: Request) -> bool:
+    return depends_on(tiny.model, tiny.inputs, make_inputs(tiny.model, replace(request, seed=request.seed + 1)))
 
 
 def _about_sizes(error: Exception) -> bool:

@@ -18,7 +18,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +32,14 @@ def offered(folder: Path) -> list[str]:
     return []
 
 
-def tensors(value: Any) -> Iterator[Any]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from tensors(each)
-
-
 def run(cls: Any) -> dict[str, Any]:
     """What became of a tiny model of this class."""
     import torch
 
     from vgen.verify.inputs import Request, make_inputs
     from vgen.verify.making import make_tiny
+    from vgen.verify.measure import leaves
+    from vgen.verify.sensitivity import depends_on
 
     stage = "making"
     try:
@@ -61,11 +49,9 @@ def run(cls: Any) -> dict[str, Any]:
         stage = "forward"
         started = time.perf_counter()
         with torch.no_grad():
-            first = list(tensors(model(**inputs)))
+            first = [each for _, each in leaves(model(**inputs)) if isinstance(each, torch.Tensor)]
         seconds = time.perf_counter() - started
-        other = make_inputs(model, Request(seed=1))
-        with torch.no_grad():
-            second = list(tensors(model(**other)))
+        sensitive = depends_on(model, inputs, make_inputs(model, Request(seed=1)))
     except Exception as error:
         place = traceback.extract_tb((error.__cause__ or error).__traceback__)[-1]
         return {
@@ -73,15 +59,12 @@ def run(cls: Any) -> dict[str, Any]:
             "error": f"{type(error).__name__}: {' '.join(str(error).split())[:400]} [{Path(place.filename).name}:{place.lineno}]",
         }
     finite = all(bool(torch.isfinite(each).all()) for each in first if each.is_floating_point()) if first else False
-    same = len(first) == len(second) and all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second, strict=True)
-    )
     return {
         "parameters": parameters,
         "attempt": tiny.attempt,
         "seconds": round(seconds, 3),
         "finite": finite,
-        "sensitive": not same,
+        "sensitive": sensitive,
         "inputs": {
             name: list(value.shape) if hasattr(value, "shape") else repr(value) for name, value in inputs.items()
         },

@@ -9,7 +9,9 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
+from vgen.verify.inputs import Request, make_inputs
 from vgen.verify.making import make_tiny
+from vgen.verify.sensitivity import depends_on
 from vgen.verify.tiny import set_missed, tiny_config
 from vgen.verify.tiny.fields import MISSING
 
@@ -64,3 +66,21 @@ def test_models_whose_classes_have_such_rules_run(name: str) -> None:
     with torch.no_grad():
         found = tiny.model(**tiny.inputs)
     assert next(value for value in found.values() if isinstance(value, torch.Tensor)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name", ["EfficientNetModel", "MobileViTModel", "SamModel", "PPOCRV5MobileDetForObjectDetection"]
+)
+def test_outputs_that_would_be_zeros_get_larger_weights(name: str) -> None:
+    cls = getattr(transformers, name)
+    tiny = make_tiny(cls)
+    other = make_inputs(tiny.model, Request(seed=1))
+    assert tiny.config.initializer_range > 0.02
+    assert depends_on(tiny.model, tiny.inputs, other)
+    usual = cls(type(tiny.config).from_dict(tiny.config.to_dict() | {"initializer_range": 0.02})).eval()
+    if name != "SamModel":  # its parts have ranges of their own
+        assert not depends_on(usual, tiny.inputs, other)
+
+
+def test_other_models_keep_the_weights_of_their_configs() -> None:
+    assert make_tiny(transformers.LlamaModel).config.initializer_range == transformers.LlamaConfig().initializer_range
