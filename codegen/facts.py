@@ -250,6 +250,24 @@ class Pattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingBlock:
+    """Where a forward makes its embeddings, `target`, where it isn't given them: see `codegen.analyze.embeddings`.
+
+    `made_of` are the arguments that nothing else reads, `parts` the attributes of `self` that it calls, `recorded` the names of
+    the classes whose outputs the model can record.
+    """
+
+    owner: Ref
+    target: str
+    made_of: tuple[str, ...]
+    parts: tuple[str, ...]
+    recorded: tuple[str, ...]
+    first_line: int
+    last_line: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SizeReads:
     """Buffers of whole numbers, by name, and the methods of a class that compute sizes from them: see
     `codegen.analyze.size_buffers`."""
@@ -308,6 +326,7 @@ class Forward:
     """Methods that call functions which loop over sizes: see `codegen.analyze.size_loops`."""
     looping: tuple[Pattern, ...] = ()
     """Those functions, and what they call."""
+    embedding: EmbeddingBlock | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,14 @@ from enum import StrEnum
 from typing import assert_never
 
 from .by_layer import ByLayer, by_layer
+from .embedding import embedding, resolved
 from .errors import VgenError
 from .facts import (
     ArgumentShape,
     Child,
     ChildKind,
     ClassFact,
+    EmbeddingBlock,
     Forward,
     Hazard,
     HazardLevel,
@@ -32,6 +34,7 @@ from .facts import (
     Span,
 )
 from .files import COPY
+from .reach import reached
 
 
 class Granularity(StrEnum):
@@ -58,7 +61,7 @@ class Region:
     contract: tuple[ArgumentShape, ...]
     hoisted: tuple[PrologueCall, ...]
     dropped: tuple[str, ...]
-    """Parameters that only the prologue reads: the core is handed None for them."""
+    """Parameters that only the prologue reads, or what makes the embeddings: the core is handed None for them."""
     packed_attention: bool
     rotary: bool
     records_outputs: bool
@@ -70,6 +73,8 @@ class Region:
     """Branches that no graph of it may take."""
     truths: tuple[str, ...] = ()
     """Arguments that it is only asked of whether they hold anything."""
+    embedding: EmbeddingBlock | None = None
+    """What makes its embeddings before it."""
     only_in_training: bool = False
     """It is such a layer: outside of training it is a part of the region's graph."""
 
@@ -180,8 +185,12 @@ def make_plan(facts: ModelFacts, granularity: Granularity) -> Plan:
     is_auto = granularity is Granularity.AUTO
     layers = {role.ref: by_layer(facts, role.ref) if is_auto else None for role in chosen}
     hazards = _resolve(facts, tuple(each for each in layers.values() if each is not None))
+    embeddings = {role.ref: embedding(facts, role.ref, hazards) for role in chosen}
+    hazards = resolved(facts, embeddings, hazards)
     regions = _once(
-        region for role in chosen for region in _regions(facts, role, chosen, hazards, granularity, layers[role.ref])
+        _apart(region, embeddings.get(region.ref))
+        for role in chosen
+        for region in _regions(facts, role, chosen, hazards, granularity, layers[role.ref])
     )
     rewrites = tuple(dict.fromkeys(rewrite for region in regions for rewrite in _rewrites(facts, region)))
     carriers = _carriers(facts, {region.ref for region in regions} | {rewrite.ref for rewrite in rewrites})
@@ -250,20 +259,6 @@ def _is_auto(facts: ModelFacts, role: RoleFact) -> bool:
         for child in children
         if role.path
     )
-
-
-def reached(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
-    """The class and those of the modules inside it, the nearest first."""
-    found: dict[Ref, None] = {}
-    pending = [root]
-    while pending:
-        ref = pending.pop(0)
-        fact = facts.find(ref)
-        if ref in found or fact is None:
-            continue
-        found[ref] = None
-        pending += [child.target for child in fact.children if child.target is not None]
-    return tuple(found)
 
 
 def _once(regions: Iterable[Region]) -> tuple[Region, ...]:
@@ -340,6 +335,18 @@ def _regions(
     return (
         dataclasses.replace(whole, by_layer=choice),
         *(dataclasses.replace(layer, only_in_training=True) for layer in layers),
+    )
+
+
+def _apart(region: Region, block: EmbeddingBlock | None) -> Region:
+    """A region that is given its embeddings, where they are made before it."""
+    if block is None:
+        return region
+    return dataclasses.replace(
+        region,
+        embedding=block,
+        dropped=(*region.dropped, *block.made_of),
+        contract=tuple(shape for shape in region.contract if shape.name not in block.made_of),
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 
 _UPSTREAM = "transformers.utils.output_capturing"
+_INSTALLED = "_output_capturing_hooks_installed"
+"""Upstream's mark on a model that has its hooks."""
 
 
 class Recording:
@@ -42,12 +44,10 @@ class Recording:
         """
         for waiting in list(self._waiting):
             part, flags = waiting
-            if part.__dict__.get("_output_capturing_hooks_installed"):
+            if part.__dict__.get(_INSTALLED):
                 self._waiting.remove(waiting)
             elif any(arguments[flag] if flag in arguments else getattr(part.config, flag, False) for flag in flags):
-                from transformers.utils.output_capturing import maybe_install_capturing_hooks
-
-                maybe_install_capturing_hooks(part)
+                _install(part)
 
     @property
     def is_hooked(self) -> bool:
@@ -65,6 +65,21 @@ class Recording:
         collected = collector.get() if collector is not None else None
         wanted = sorted(_keys(self._module) & set(collected)) if collected else ()
         return f"a model around it records {', '.join(wanted)} inside of it" if wanted else None
+
+
+def _install(model: nn.Module) -> None:
+    """Install what upstream would, but nothing for a second time in models inside that have their hooks.
+
+    Upstream does, and each output would be collected twice there: such a model may have been called on its own before.
+    """
+    from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+    hooked = [each for each in model.modules() if each is not model and each.__dict__.get(_INSTALLED)]
+    before = {part: set(part._forward_hooks) for each in hooked for part in each.modules()}
+    maybe_install_capturing_hooks(model)
+    for part, hooks in before.items():
+        for key in set(part._forward_hooks) - hooks:
+            del part._forward_hooks[key]
 
 
 def unrecorded(core: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from ..facts import (
     ChildKind,
     ClassFact,
     Dim,
+    EmbeddingBlock,
     Forward,
     LayerChoice,
     ModelFacts,
@@ -27,7 +28,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers, size_loops, truths
+from . import clamps, divisions, embeddings, experts, graph_only, layer_drop, loops, size_buffers, size_loops, truths
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -207,6 +208,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         asked=_asked(tree),
         size_loops=_size_loops(classes, ref),
         looping=_looping(classes, ref),
+        embedding=_embedding(classes, ref, tree),
     )
 
 
@@ -349,6 +351,22 @@ def _graph_only(classes: Classes, ref: Ref, calls: tuple[PrologueCall, ...]) -> 
         for reached in call_graph(classes).reach(ref, hoisted)
         if reached.line is None and graph_only.asks(classes.source.file(reached.owner.file).text)
         for lines in graph_only.find(reached.function)
+    )
+
+
+def _embedding(classes: Classes, ref: Ref, tree: Tree) -> EmbeddingBlock | None:
+    found = embeddings.find(tree)
+    if found is None:
+        return None
+    return EmbeddingBlock(
+        owner=tree.ref,
+        target=found.target,
+        made_of=found.made_of,
+        parts=found.parts,
+        recorded=embeddings.recorded(classes, ref),
+        first_line=tree.first_line(found.block),
+        last_line=tree.last_line(found.block),
+        span=tree.span(found.block),
     )
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 import libcst as cst
 
 from ..analyze.callgraph import RENAMING
+from ..analyze.embeddings import find
 from ..analyze.trees import Trees
 from ..facts import Forward, Parameter, ParameterKind, PrologueCall
 from ..plan import Region
@@ -36,6 +37,8 @@ class ForwardText:
     hoisted: tuple[str, ...]
     hoisted_comment: list[str]
     hoisting: str
+    embedding: str
+    embedding_comment: list[str]
     prologue_signature: str
     results: str
 
@@ -75,6 +78,8 @@ def region_forward(
         hoisted=tuple(_hoisted(source, trees, names, forward, call) for call in region.hoisted),
         hoisted_comment=_hoisted_comment(region),
         hoisting=", ".join(f"{p.name}={p.name}" for p in parameters),
+        embedding=_embedding(source, trees, names, forward) if region.embedding is not None else "",
+        embedding_comment=_embedding_comment(region),
         prologue_signature=", ".join(
             ["self", *(_parameter(names, source, forward, p) for p in parameters), f"{rest}: dict[str, Any]"]
         ),
@@ -224,6 +229,25 @@ def _hoisted(source: Source, trees: Trees, names: Names, forward: Forward, call:
     moved = statement.visit(mover)
     assert isinstance(moved, cst.SimpleStatementLine)
     return cst.Module(body=(moved,)).code.strip()
+
+
+def _embedding(source: Source, trees: Trees, names: Names, forward: Forward) -> str:
+    """The statements that make the embeddings, and the checks of what they are made of, in the generated module's names."""
+    tree = trees.method(forward.owner, "forward")
+    found = find(tree)
+    assert found is not None
+    mover = Move(names, source.file(forward.owner.file), tree.method)
+    moved = [each.visit(mover) for each in (*found.checks, found.block)]
+    statements = [cst.ensure_type(each, cst.If).with_changes(leading_lines=()) for each in moved if each is not None]
+    return cst.Module(body=statements).code.strip()
+
+
+def _embedding_comment(region: Region) -> list[str]:
+    if region.embedding is None:
+        return []
+    block = region.embedding
+    where = f"{block.span.file.rpartition('/')[2]}:{block.first_line}-{block.last_line}"
+    return textwrap.wrap(f"vgen embeddings: made by reading values, so outside of the graph ({where}).", 110)
 
 
 def _by_layer(region: Region) -> str:

@@ -93,7 +93,10 @@ def _traits(region: Region, tag: str) -> dict[object, Thing]:
         "role": Thing(subject=tag, text=f"{region.modality.value} {region.role.value}", span=region.span),
     }
     for name in region.dropped:
-        found["dropped", name] = Thing(subject=f"{tag}: {name} read by the prologue only", span=region.span)
+        found["dropped", name] = Thing(subject=f"{tag}: {name} read before the graph only", span=region.span)
+    if region.embedding is not None:
+        block = region.embedding
+        found["embeddings"] = Thing(subject=f"{tag}: {block.target} made before the graph", span=block.span)
     if region.by_layer is not None:
         found["by layer"] = Thing(
             subject=f"{tag}: by layer", text=f"where {region.by_layer.condition}", span=region.span

@@ -9,7 +9,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ..facts import ArgumentShape, Hazard, PrologueCall, Ref, Span
-from ..plan import Carrier, Granularity, Region, reached
+from ..plan import Carrier, Granularity, Region
+from ..reach import reached
 from .rows import describe_rewrite, granularity_words, reach
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def _region(parent: Tree, region: Region, package: Package) -> None:
     contract = _branch(branch, "contract", "")
     for shape in region.contract:
         _argument(contract, shape, dropped=shape.name in region.dropped)
+    if region.embedding is not None:
+        block = region.embedding
+        branch.add(_at(f"self.{', self.'.join(block.parts)} make {block.target} before the region", block.span))
     if region.hoisted:
         hoisted = _branch(branch, "hoisted", "run before the region, since they depend on values")
         for call in region.hoisted:
