@@ -84,3 +84,9 @@ def test_outputs_that_would_be_zeros_get_larger_weights(name: str) -> None:
 
 def test_other_models_keep_the_weights_of_their_configs() -> None:
     assert make_tiny(transformers.LlamaModel).config.initializer_range == transformers.LlamaConfig().initializer_range
+
+
+def test_a_mask_of_another_length_than_the_model_attends_to_is_left_out() -> None:
+    tiny = make_tiny(transformers.ASTModel)  # it attends to patches of a spectrogram
+    assert "attention_mask" not in tiny.inputs
+    assert "attention_mask" in make_tiny(transformers.Wav2Vec2Model).inputs

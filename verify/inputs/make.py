@@ -87,7 +87,7 @@ def make_inputs(model: PreTrainedModel, request: Request = Request()) -> Inputs:
                 inputs = _moved(model, made)
                 failed = _fails(model, inputs)
                 if failed is None:
-                    return inputs
+                    return _without_idle_mask(model, inputs)
             other_widths += widened(part if part or isinstance(made, Exception) else made, failed)
             kinds.add(_line(failed))
             errors.setdefault(_line(failed), failed)
@@ -121,6 +121,19 @@ def _fails(model: PreTrainedModel, inputs: Inputs) -> Exception | None:
     finally:
         model.train(training)
     return None
+
+
+def _without_idle_mask(model: PreTrainedModel, inputs: Inputs) -> Inputs:
+    """Without a mask that runs only as long as it masks nothing: of another length than what the model attends to."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or "input_ids" in inputs or not mask.all():
+        return inputs
+    padded = mask.clone()
+    padded[0, -1] = 0
+    without = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    if _fails(model, inputs | {"attention_mask": padded}) is not None and _fails(model, without) is None:
+        return without
+    return inputs
 
 
 def _moved(model: PreTrainedModel, inputs: Inputs) -> Inputs:
