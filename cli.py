@@ -380,6 +380,14 @@ def model_options(command: F) -> F:
             "--batch", "batches", multiple=True, type=click.IntRange(min=1), default=(1, 2), show_default=True
         ),
         click.option("--generated", help="Package that holds the generated packages, if not vgen's own."),
+        click.option(
+            "--tp",
+            "processes",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Split the model among so many processes, by its tensor-parallel plan, as `tp_plan` of `from_pretrained` does.",
+        ),
     ):
         command = option(command)
     return command

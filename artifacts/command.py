@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,7 @@ def task(
     batches: tuple[int, ...],
     generated: str | None,
     folder: Path | None,
+    processes: int = 1,
 ) -> Task:
     """What the command line asks for; without a folder it is the user's store.
 
@@ -87,6 +89,7 @@ def task(
         batches=tuple(dict.fromkeys(batches)),
         store=str(folder.resolve()) if folder else "",
         generated=generated,
+        processes=processes,
     )
 
 
@@ -97,11 +100,11 @@ def compile_model(asked: Task, step: Callable[[str], None]) -> Compiled:
         VgenError: `bad-input`, `worker-died`.
     """
     folder = Path(asked.store) if asked.store else store.default_store().resolve()
-    asked = msgspec.structs.replace(asked, store=str(folder))
-    step("building")
-    built = _run(asked, Phase.BUILD)
-    step("verifying")
-    verified = _run(asked, Phase.VERIFY)
+    with _weights(msgspec.structs.replace(asked, store=str(folder)), step) as task:
+        step("building")
+        built = _run(task, Phase.BUILD)
+        step("verifying")
+        verified = _run(task, Phase.VERIFY)
     # Of these regions, whichever process wrote them.
     tags = {tag for case in built.cases for tag in case.regions}
     return Compiled(
@@ -119,7 +122,21 @@ def why(asked: Task) -> tuple[Case, ...]:
     Raises:
         VgenError: `bad-input`, `worker-died`.
     """
-    return _run(asked, Phase.WHY).cases
+    with _weights(asked, lambda words: None) as task:
+        return _run(task, Phase.WHY).cases
+
+
+@contextlib.contextmanager
+def _weights(asked: Task, step: Callable[[str], None]) -> Iterator[Task]:
+    """The task, with a checkpoint for as long as this lasts, where the model is to be split among processes."""
+    if asked.processes == 1:
+        yield asked
+        return
+    with tempfile.TemporaryDirectory(prefix="vgen-weights-") as name:
+        step("writing random weights")
+        task = msgspec.structs.replace(asked, checkpoint=name)
+        _run(task, Phase.WEIGHTS)
+        yield task
 
 
 def entries(folder: Path) -> Iterator[Entry]:
@@ -157,21 +174,55 @@ def prune(folder: Path, *, is_dry: bool) -> tuple[tuple[Path, str], ...]:
 
 def _run(asked: Task, phase: Phase) -> Result:
     task = msgspec.structs.replace(asked, phase=phase)
+    count = 1 if phase is Phase.WEIGHTS else task.processes
     with tempfile.TemporaryDirectory(prefix="vgen-compile-") as name:
-        question, answered = Path(name, "task.json"), Path(name, "result.json")
+        question = Path(name, "task.json")
         question.write_bytes(msgspec.json.encode(task))
-        command = [sys.executable, "-m", f"{__package__}.worker", str(question), str(answered)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        launcher = [*_TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else []
+        command = [sys.executable, *launcher, "-m", f"{__package__}.worker", str(question), name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(task))
         try:
-            result = msgspec.json.decode(answered.read_bytes(), type=Result)
+            answers = [Path(name, f"result-{rank}.json").read_bytes() for rank in range(count)]
+            results = [msgspec.json.decode(each, type=Result) for each in answers]
         except (OSError, msgspec.DecodeError):
             last = " ".join(done.stderr.split())[-600:]
             raise VgenError(
                 "worker-died", f"The process that was {task.phase} artifacts ended with {done.returncode}: {last}"
             ) from None
-    if result.error is not None:
-        raise VgenError("bad-input", result.error)
-    return result
+    for result in results:
+        if result.error is not None:
+            raise VgenError("bad-input", result.error)
+    return _merged(results)
+
+
+_TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+
+
+def _environment(task: Task) -> dict[str, str]:
+    """That of the processes: a model that is split lies on whatever accelerator PyTorch sees."""
+    if task.processes == 1 or task.device != "cpu":
+        return dict(os.environ)
+    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def _merged(results: list[Result]) -> Result:
+    """What all processes of a split model found: they make the same calls, and each is served by artifacts of its own."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    cases = []
+    for each in zip(*(result.cases for result in results), strict=True):
+        problems = [f"process {rank}: {case.problem}" for rank, case in enumerate(each) if case.problem]
+        apart = [case.difference for case in each if case.difference is not None]
+        cases.append(
+            msgspec.structs.replace(
+                each[0],
+                seconds=max(case.seconds for case in each),
+                problem=problems[0] if problems else None,
+                difference=max(apart, default=None),
+            )
+        )
+    return msgspec.structs.replace(first, cases=tuple(cases))
 
 
 def _version(package: str) -> str | None:

@@ -17,6 +17,9 @@ class Variant(StrEnum):
 
 
 class Phase(StrEnum):
+    """WEIGHTS: a checkpoint of random weights is written, from which the processes of a split model load their parts."""
+
+    WEIGHTS = "weights"
     BUILD = "build"
     VERIFY = "verify"
     WHY = "why"
@@ -28,6 +31,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     config: A config.json, or the folder of one, in place of the model's own.
     store: The folder of the artifacts; "" is the user's.
     variants: Empty: those that the model can do.
+    processes: Among how many the model is split, by its tensor-parallel plan; 1: it isn't.
+    checkpoint: Where its weights are, if it is; "": there are none yet.
     """
 
     phase: Phase
@@ -39,6 +44,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     batches: tuple[int, ...]
     store: str
     generated: str | None
+    processes: int = 1
+    checkpoint: str = ""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):

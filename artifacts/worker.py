@@ -1,4 +1,7 @@
-"""The process that builds artifacts, or that verifies them: `python -m vgen.artifacts.worker TASK RESULT`."""
+"""The process that builds artifacts, or that verifies them: `python -m vgen.artifacts.worker TASK FOLDER`.
+
+It writes `result-0.json` into the folder; of several processes that have a model in parts, each writes its own.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ def main() -> None:
         result = _run(task)
     except UnfitError as error:
         result = Result(error=str(error))
-    Path(sys.argv[2]).write_bytes(msgspec.json.encode(result))
+    Path(sys.argv[2], f"result-{os.environ.get('RANK', '0')}.json").write_bytes(msgspec.json.encode(result))
+    if task.checkpoint and task.phase is not Phase.WEIGHTS:
+        _leave()
 
 
 def _run(task: Task) -> Result:
@@ -46,19 +51,28 @@ def _run(task: Task) -> Result:
         raise UnfitError(f"There is no GPU here that PyTorch sees, so nothing can be compiled for {task.device}.")
     upstream_class = _upstream(generated_class)
     dtype = getattr(torch, task.dtype)
-    upstream = _made(upstream_class, config, dtype, task.device)
+    if task.phase is Phase.WEIGHTS:
+        _require_plan(upstream_class, config, task.processes)
+        _made(upstream_class, config, dtype, "cpu").save_pretrained(task.checkpoint)
+        return Result()
+    is_split = task.processes > 1
+    upstream = _part(upstream_class, task, dtype) if is_split else _made(upstream_class, config, dtype, task.device)
     plans = [plan for variant in _variants(task, upstream) for plan in _plans(task, upstream, variant)]
     expected = None
     if task.phase is Phase.VERIFY:
         expected = [_outputs(upstream, plan) for plan in plans]
-    weights = upstream.state_dict()
-    generated = _generated(generated_class, config, dtype, task.device)
-    generated.load_state_dict(weights)
-    del upstream, weights
+    if is_split:
+        generated = _generated_part(generated_class, task, dtype)
+    else:
+        weights = upstream.state_dict()
+        generated = _generated(generated_class, config, dtype, task.device)
+        generated.load_state_dict(weights)
+        del weights
+    del upstream
     cases = []
     for index, plan in enumerate(plans):
         cases.append(_case(task, generated, plan, None if expected is None else expected[index], dtype))
-    return Result(cases=tuple(cases), label=f"{generated_class.__name__} in {task.dtype} on {task.device}")
+    return Result(cases=tuple(cases), label=_label(generated_class, task))
 
 
 class _Plan:
@@ -110,6 +124,58 @@ def _made(cls: Any, config: Any, dtype: Any, device: str) -> Any:
         return cls._from_config(copy.deepcopy(config), dtype=dtype).to(device).eval()
     except (RuntimeError, ValueError, TypeError, ImportError) as error:
         raise UnfitError(f"{cls.__name__} can't be made from its config: {' '.join(str(error).split())}") from error
+
+
+def _require_plan(cls: Any, config: Any, processes: int) -> None:
+    """Raise where a model can't be split among so many processes."""
+    plan = getattr(config, "base_model_tp_plan", None) or getattr(config.get_text_config(), "base_model_tp_plan", None)
+    if not plan:
+        raise UnfitError(
+            f"{cls.__name__} has no tensor-parallel plan in Transformers, so it can't be split with --tp."
+        )
+    heads = getattr(config.get_text_config(), "num_key_value_heads", None)
+    if isinstance(heads, int) and heads % processes:
+        raise UnfitError(
+            f"{cls.__name__} has {heads} heads of keys and values, which {processes} processes can't share: --tp has to "
+            f"divide them."
+        )
+
+
+def _part(cls: Any, task: Task, dtype: Any) -> Any:
+    """This process's part of a model, as a user gets it."""
+    from ..runtime.errors import EncoderNotFoundError
+
+    try:
+        return cls.from_pretrained(task.checkpoint, tp_plan="auto", dtype=dtype).eval()
+    except EncoderNotFoundError:
+        raise
+    except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
+        raise UnfitError(
+            f"{cls.__name__} can't be split among {task.processes} processes: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _generated_part(cls: Any, task: Task, dtype: Any) -> Any:
+    from .. import runtime
+    from ..runtime.errors import EncoderNotFoundError
+
+    try:
+        with runtime.options(compile_mm_encoder=True):
+            return _part(cls, task, dtype)
+    except EncoderNotFoundError:
+        return _part(cls, task, dtype)
+
+
+def _leave() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _label(cls: Any, task: Task) -> str:
+    split = f", split among {task.processes}" if task.processes > 1 else ""
+    return f"{cls.__name__} in {task.dtype} on {task.device}{split}"
 
 
 def _generated(cls: Any, config: Any, dtype: Any, device: str) -> Any:

@@ -21,11 +21,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .parallel import is_distributed, layout, local_part, spell_forward
 from .watch import UnwatchableError, Watch
 
 _PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size, torch.memory_format)
 # A bare module's own attributes are looked at one by one below, or don't matter to a forward.
-_INTERNAL = (frozenset(nn.Module().__dict__) - {"training"}) | {"name_or_path", "warnings_issued"}
+_INTERNAL = (frozenset(nn.Module().__dict__) - {"training"}) | {"name_or_path", "warnings_issued", "forward"}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -114,14 +115,17 @@ class Fingerprint:
         self._names[id(module)] = path
         where = path or "the module"
         own = module.__dict__
+        parts = [_spell_type(type(module), where)]
         if "forward" in own:
-            raise UnsuitableError(f"{where} has a forward of its own, put there after it was made")
+            spelled = spell_forward(own["forward"], module, lambda value: self._value(value, f"{where}.forward"))
+            if spelled is None:
+                raise UnsuitableError(f"{where} has a forward of its own, put there after it was made")
+            parts.append(f"forward={spelled}")
         for name in _HOOKS:
             if own[name]:
                 raise UnsuitableError(f"{where} has hooks ({name})")
             self._hooks.append(own[name])
         self._dicts.append(own)
-        parts = [_spell_type(type(module), where)]
         for name, value in sorted(own.items()):
             if name not in _INTERNAL and not name.startswith("_vgen"):
                 parts.append(f"{name}={self._value(value, f'{where}.{name}')}")
@@ -137,16 +141,19 @@ class Fingerprint:
     def _tensor(self, value: torch.Tensor | None, where: str) -> str:
         if value is None:
             return "None"
-        if type(value) not in (torch.Tensor, nn.Parameter):
+        is_split = is_distributed(value)
+        if type(value) not in (torch.Tensor, nn.Parameter) and not is_split:
             raise UnsuitableError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}")
         known = self._names.get(id(value))
         if known is not None:
             return f"the same as {known}"
         self._names[id(value)] = where
-        self._tensors.append(value)
-        if value.layout is not torch.strided or value.is_quantized:
-            raise UnsuitableError(f"{where} is a tensor of layout {value.layout}")
-        return f"{type(value).__name__}({value.dtype}, {value.device}, {tuple(value.shape)}, {value.stride()})"
+        part = local_part(value) if is_split else value
+        self._tensors.append(part)
+        if part.layout is not torch.strided or part.is_quantized:
+            raise UnsuitableError(f"{where} is a tensor of layout {part.layout}")
+        whole = f", of {layout(value)}" if is_split else ""
+        return f"{type(value).__name__}({part.dtype}, {part.device}, {tuple(part.shape)}, {part.stride()}{whole})"
 
     def _value(self, value: Any, where: str) -> str:
         if value is None or type(value) in _PLAIN:
