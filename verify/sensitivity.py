@@ -27,7 +27,7 @@ def livelier(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
         made = copy.deepcopy(config)
         for part in _parts(made):
             if part is made or hasattr(part, "initializer_range"):
-                part.initializer_range = value  # type: ignore[attr-defined]
+                part.initializer_range = value
         yield made
 
 

@@ -56,7 +56,7 @@ def find(tree: Tree) -> Embeddings | None:
         if target is not None:
             assert isinstance(statement, cst.If)
             return _embeddings(tree, parameters, target, statement, checks)
-        if _only_raises(statement):
+        if isinstance(statement, cst.If) and _only_raises(statement):
             checks.append(statement)
         elif is_barrier(statement):
             return None

@@ -238,7 +238,7 @@ def _embedding(source: Source, trees: Trees, names: Names, forward: Forward) -> 
     assert found is not None
     mover = Move(names, source.file(forward.owner.file), tree.method)
     moved = [each.visit(mover) for each in (*found.checks, found.block)]
-    statements = [cst.ensure_type(each, cst.If).with_changes(leading_lines=()) for each in moved if each is not None]
+    statements = [cst.ensure_type(each, cst.If).with_changes(leading_lines=()) for each in moved]
     return cst.Module(body=statements).code.strip()
 
 
