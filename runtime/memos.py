@@ -29,11 +29,16 @@ class Memos:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._parts = [part for part in module.modules() if _LENGTH in part.__dict__]
+        self._parts = [part for part in module.modules() if is_remembering(part)]
 
     def forget(self) -> None:
         for part in self._parts:
             part.__dict__[_LENGTH] = None
+
+
+def is_remembering(part: nn.Module) -> bool:
+    """Whether a module remembers what it computed, for calls of the same length."""
+    return _LENGTH in part.__dict__
 
 
 class Made:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regions: classes whose forward runs compiled, and what happens when it can't."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from enum import Enum
@@ -26,12 +27,15 @@ from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
+from .state import Held, outline
 from .truths import told
 from .views import without_bases
 from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
 MAX_VARIANTS = 64
+# How often one instance tries a variant again that couldn't be captured, where its modules changed in that call.
+MAX_RETRIES = 2
 
 
 class Role(Enum):
@@ -49,6 +53,8 @@ class _Variants:
         self.cores: dict[Hashable, CompiledCore] = {}
         self.graphs = GraphStore()
         self.failures: dict[Hashable, str] = {}
+        # How often this instance tried again, by variant.
+        self.retries: Counter[Hashable] = Counter()
         self.forms = Forms()
         self.runners: dict[CompiledCore | Form, CompiledCore | Form | GraphedCore] = {}
         # What is derived from the class and the config, once.
@@ -64,6 +70,12 @@ class _Variants:
         self.rope: str | None = None
         self.is_rope_known = False
         self.prologues = Prologues()
+
+    def look_again(self) -> None:
+        """Forget what was derived from the modules, which have changed. What they had yet to make still tells variants apart."""
+        self.recording = None
+        self.memos = None
+        self.structure = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -224,7 +236,7 @@ class Region:
             return self._run(module, own, form, arguments)
         if own.recording is None:
             own.recording = Recording(module)
-            own.made = Made(module)
+            own.made = Made(module) if own.made is None else own.made
             _compute_cached(module)
         if self.records_outputs:
             own.recording.install(arguments)
@@ -270,6 +282,7 @@ class Region:
         elif core.pinned and not core.is_for(arguments):
             return self._uncompiled(module, given, _pinned(core))
         graphs = core.backend.graphs
+        held = None if graphs else Held(module)
         watched = not graphs and torch.is_inference_mode_enabled()
         buffers = dict(module.named_buffers()) if watched else {}
         try:
@@ -286,8 +299,17 @@ class Region:
                 core.pin(self.contract.dynamic(arguments))
         # Outside of the handler, so that an error of upstream's comes without Dynamo's as its context. If there is
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
+        if held is not None:
+            held.put_back()
+        before = outline(module)
         result = module.core(**given)
-        variants.failures[variant] = failure
+        if own.retries[variant] < MAX_RETRIES and outline(module) != before:
+            # The call changed the modules, which may be what stopped the compiler: the next one tries again.
+            own.retries[variant] += 1
+            own.look_again()
+            failure = f"{failure}; the call changed its modules, so the next one is tried again"
+        else:
+            variants.failures[variant] = failure
         record_fallback(tag, failure)
         return result
 
