@@ -72,10 +72,11 @@ def _lazy(cls: Any) -> tuple[str, ...]:
     found = [
         (f"_{name}", each.fget) for base in cls.__mro__ for name, each in vars(base).items() if type(each) is property
     ]
-    return tuple(name for name, function in found if name in _stored(function))
+    return tuple(name for name, function in found if name in stored(function))
 
 
-def _stored(function: Any) -> frozenset[str]:
+def stored(function: Any) -> frozenset[str]:
+    """The attributes, of whatever object, that a function sets."""
     code = getattr(function, "__code__", None)
     instructions = dis.get_instructions(code) if code is not None else ()
     return frozenset(str(each.argval) for each in instructions if each.opname == "STORE_ATTR")

@@ -27,7 +27,7 @@ from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
-from .state import Held, outline
+from .state import Held, outline, unmark
 from .truths import told
 from .views import without_bases
 from .weights import align_rows
@@ -238,6 +238,7 @@ class Region:
             own.recording = Recording(module)
             own.made = Made(module) if own.made is None else own.made
             _compute_cached(module)
+            unmark(module)
         if self.records_outputs:
             own.recording.install(arguments)
         is_hooked = own.recording.is_hooked
@@ -424,13 +425,16 @@ def _likeness(module: Any, recording: Recording, arguments: dict[str, Any]) -> H
 
 
 def _compute_cached(module: Any) -> None:
-    """Compute the cached properties of a module and those below, once: Python 3.11 takes a lock for it, which no graph can."""
+    """Compute the cached properties of a module and those below, and of the objects of their modeling files that they hold,
+    once: Python 3.11 takes a lock for it, which no graph can."""
     for part in module.modules():
-        cls: Any = type(part)
-        for name in _cached_properties(cls):
-            # What raises here raises where upstream's code reads it, if it does.
-            with suppress(Exception):
-                getattr(part, name)
+        files = {each.__module__ for each in type(part).__mro__}
+        held = (value for value in vars(part).values() if type(value).__module__ in files)
+        for owner in (part, *held):
+            for name in _cached_properties(type(owner)):
+                # What raises here raises where upstream's code reads it, if it does.
+                with suppress(Exception):
+                    getattr(owner, name)
 
 
 @cache
