@@ -308,6 +308,8 @@ class Forward:
     """Methods that call functions which loop over sizes: see `codegen.analyze.size_loops`."""
     looping: tuple[Pattern, ...] = ()
     """Those functions, and what they call."""
+    messages: tuple[Pattern, ...] = ()
+    """Methods with checks whose messages have sizes in them: see `codegen.analyze.messages`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,9 @@ def _part(part: nn.Module) -> Hashable:
     tables = [(name, _value(each)) for table in _TABLES for name, each in held[table].items()]
     if is_remembering(part):
         return type(part), *tables
-    others = ((name, _value(each)) for name, each in held.items() if name not in _TABLES and not name.startswith("_vgen"))
+    others = (
+        (name, _value(each)) for name, each in held.items() if name not in _TABLES and not name.startswith("_vgen")
+    )
     return type(part), *tables, *others
 
 
