@@ -7,21 +7,17 @@ again where its modules aren't any more what they were when it failed.
 """
 
 from collections.abc import Hashable, Iterator
-from functools import cache
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .memos import is_remembering, stored
+from .memos import is_remembering
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 # Told by their entries; the rest of what every module has are hooks and the like, told by how many there are.
 _TABLES = ("_parameters", "_buffers", "_modules")
-# What `nn.Buffer` sets on a tensor, for the assignment that registers it.
-_MARKS = ("_is_buffer", "persistent")
 
 
 def outline(module: nn.Module) -> Hashable:
@@ -85,32 +81,15 @@ def _tables(part: nn.Module) -> Iterator[dict[str, Any]]:
     yield from (part.__dict__[name] for name in _TABLES)
 
 
-def unmark(module: nn.Module) -> None:
-    """Make plain tensors of the buffers that the methods of a module or its parts set: `self.table = self.table.to(device)`.
-
-    No graph can set a buffer to a tensor that `nn.Buffer` marked. Registered, a tensor doesn't need the mark: a module knows by
-    itself which of its buffers aren't saved. The tensors stay where they are.
-
-    Args:
-        module: A region's module.
-    """
-    for part in module.modules():
-        for name in _set_by(type(part)) & part._buffers.keys():
-            buffer = part._buffers[name]
-            is_saved = name not in part._non_persistent_buffers_set
-            if buffer is not None and getattr(buffer, "persistent", None) is is_saved:
-                for mark in _MARKS:
-                    buffer.__dict__.pop(mark, None)
-
-
-@cache
-def _set_by(cls: type) -> frozenset[str]:
-    """The attributes that methods of a class set, its constructors and those of all modules left out."""
-    found: set[str] = set()
-    for base in cls.__mro__:
-        if not base.__module__.startswith("torch."):
-            for name, function in vars(base).items():
-                while name != "__init__" and isinstance(function, FunctionType):
-                    found |= stored(function)
-                    function = getattr(function, "__wrapped__", None)
-    return frozenset(found)
+def put_back_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> list[str]:
+    """Put back the buffers that a graph exchanged for tensors of inference mode, which no later training could use: where
+    upstream's code writes a buffer that it hasn't changed, a graph writes what it computes. Returns their names."""
+    found = []
+    for name, before in buffers.items():
+        owner, _, attribute = name.rpartition(".")
+        held = module.get_submodule(owner)._buffers
+        now = held.get(attribute)
+        if now is not None and now is not before and now.is_inference() and not before.is_inference():
+            held[attribute] = before
+            found.append(name)
+    return found
