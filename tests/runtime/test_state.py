@@ -61,7 +61,6 @@ CHANGES = {
     "a flag": lambda model: setattr(model.layers[1].self_attn, "is_causal", False),
     "an attribute": lambda model: setattr(model, "table", torch.zeros(2)),
     "a dtype": lambda model: model.norm.half(),
-    "a tensor in the place of none": lambda model: setattr(model.config, "more", 1) or setattr(model, "deltas", torch.ones(1)),
 }  # fmt: skip
 
 
