@@ -31,7 +31,8 @@ def _compute_cached(part: Any) -> None:
     files = {each.__module__ for each in type(part).__mro__}
     held = (value for value in vars(part).values() if type(value).__module__ in files)
     for owner in (part, *held):
-        for name in _cached_properties(type(owner)):
+        cls: Any = type(owner)
+        for name in _cached_properties(cls):
             # What raises here raises where upstream's code reads it, if it does.
             with suppress(Exception):
                 getattr(owner, name)
@@ -50,7 +51,8 @@ def _unmark(part: nn.Module) -> None:
     No graph can set a buffer to a tensor that `nn.Buffer` marked. Registered, a tensor doesn't need the mark: a module knows by
     itself which of its buffers aren't saved. The tensors stay where they are.
     """
-    for name in _set_by(type(part)) & part._buffers.keys():
+    cls: Any = type(part)
+    for name in _set_by(cls) & part._buffers.keys():
         buffer = part._buffers[name]
         is_saved = name not in part._non_persistent_buffers_set
         if buffer is not None and getattr(buffer, "persistent", None) is is_saved:
@@ -59,7 +61,7 @@ def _unmark(part: nn.Module) -> None:
 
 
 @cache
-def _set_by(cls: type) -> frozenset[str]:
+def _set_by(cls: Any) -> frozenset[str]:
     """The attributes that methods of a class set, its constructors and those of all modules left out."""
     found: set[str] = set()
     for base in cls.__mro__:

@@ -289,7 +289,7 @@ class Region:
         try:
             result = self._run(module, variants, core, arguments)
         except COMPILE_ERRORS as error:
-            failure = _one_line(error)
+            reason = _one_line(error)
         except RuntimeError as error:
             if not core.backend.has_checks or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -315,10 +315,10 @@ class Region:
             # The call changed the modules, which may be what stopped the compiler: the next one tries again.
             own.retries[variant] += 1
             own.look_again()
-            failure = f"{failure}; the call changed its modules, so the next one is tried again"
+            reason = f"{reason}; the call changed its modules, so the next one is tried again"
         else:
-            variants.failures[variant] = failure
-        record_fallback(tag, failure)
+            variants.failures[variant] = reason
+        record_fallback(tag, reason)
         return result
 
     def _compiled(self, module: Any, variants: _Variants, *, is_hooked: bool) -> CompiledCore:
