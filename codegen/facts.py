@@ -327,6 +327,8 @@ class Forward:
     looping: tuple[Pattern, ...] = ()
     """Those functions, and what they call."""
     embedding: EmbeddingBlock | None = None
+    messages: tuple[Pattern, ...] = ()
+    """Methods with checks whose messages have sizes in them: see `codegen.analyze.messages`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,6 +132,7 @@ class Rule(StrEnum):
     SIZE_BUFFER = "size-buffer"
     KNOWN_TRUTH = "known-truth"
     SIZE_LOOP = "size-loop"
+    LATE_MESSAGE = "late-message"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -450,6 +451,9 @@ def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
         elif forward.clamps is not None and not (ref == region.ref and forward.prologue):
             # A region's own forward with a prologue is what the region calls.
             found.append(_rewrite(ref, Rule.BRANCHLESS_CLAMP, forward.clamps))
+        # One method, one rule; and a region's own forward is what the region calls.
+        taken = {each.method for each in found if each.ref == ref} | ({"forward"} if ref == region.ref else set())
+        found += [_rewrite(ref, Rule.LATE_MESSAGE, each) for each in forward.messages if each.method not in taken]
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ from .rewrite.carrier_init import CHILD_CLASS, MAKERS, carrier_method
 from .rewrite.expert_loop import EXPERT_LOOP, expert_loop
 from .rewrite.grouped_attention import GROUPED_ATTENTION, grouped_attention
 from .rewrite.known_truth import HOLDS, known_truth
+from .rewrite.late_message import late_message
 from .rewrite.names import UPSTREAM, Names
 from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
 from .rewrite.region_forward import passed_on, region_core, region_forward
@@ -277,6 +278,12 @@ class _Writer:
                     f"({', '.join(_lines(each) for each in fact.forward.looping)}).",
                 )
                 function = size_loop(self.source, self.trees, self.names, fact.ref, rewrite.method, comment)
+            case Rule.LATE_MESSAGE:
+                message = next(each for each in fact.forward.messages if each.method == rewrite.method)
+                comment = (
+                    f"vgen {rewrite.rule}: upstream makes text of sizes ({_file(message.span)}:{message.first_line}).",
+                )
+                function = late_message(self.source, self.trees, self.names, message, comment)
             case _:
                 assert_never(rewrite.rule)
         return function

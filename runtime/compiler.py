@@ -80,11 +80,18 @@ class _Ignored(set[Any]):
 
 
 class CountingBackend:
-    """A `torch.compile` backend that counts what it is handed, and hands it on."""
+    """A `torch.compile` backend that counts what it is handed, and hands it on.
+
+    Attributes:
+        graphs: How many graphs were compiled.
+        constants: The sizes that the last one holds for alone: see `constant_sizes`.
+        has_checks: One of them checks values while it runs.
+    """
 
     def __init__(self, tag: str, options: Options, *, is_padded: bool, graph_only: Sequence[str] = ()) -> None:
         self.graphs = 0
         self.constants: dict[str, dict[int, int]] = {}
+        self.has_checks = False
         self._tag = tag
         self._backend = _resolve(options, is_padded)
         self._graph_only = graph_only
@@ -94,9 +101,16 @@ class CountingBackend:
         # Counted when it is done: Dynamo may stop the backend to trace once more.
         compiled: Callable[..., Any] = self._backend(graph, example_inputs)
         self.constants = constant_sizes(graph)
+        self.has_checks = self.has_checks or _has_checks(graph)
         self.graphs += 1
         tally(self._tag).graphs += 1
         return compiled
+
+
+def _has_checks(graph: GraphModule) -> bool:
+    check = torch.ops.aten._assert_scalar.default
+    graphs = (part.graph for part in graph.modules() if isinstance(part, GraphModule))
+    return any(node.target is check for each in graphs for node in each.nodes)
 
 
 class CompiledCore:

@@ -55,8 +55,11 @@ def _seen(environment: Any) -> Any:
 
 
 def _tried(size: int) -> Iterator[sympy.Integer]:
-    """Sizes around one and multiples of it: what is divided by a patch's or a window's size stays divisible."""
-    for each in (*range(size + 1, size + 18), *range(2 * size, 4 * size + 1, size), 4 * size + 1):
+    """Sizes above one and multiples of it: what is divided by a patch's or a window's size stays divisible. And those below the
+    half of it: it may be the largest that a table has room for."""
+    above = (*range(size + 1, size + 18), *range(2 * size, 4 * size + 1, size), 4 * size + 1)
+    below = range(size // 2, max(size // 2 - 18, 1), -1)
+    for each in (*above, *below):
         yield sympy.Integer(each)
 
 

@@ -29,11 +29,16 @@ class Memos:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._parts = [part for part in module.modules() if _LENGTH in part.__dict__]
+        self._parts = [part for part in module.modules() if is_remembering(part)]
 
     def forget(self) -> None:
         for part in self._parts:
             part.__dict__[_LENGTH] = None
+
+
+def is_remembering(part: nn.Module) -> bool:
+    """Whether a module remembers what it computed, for calls of the same length."""
+    return _LENGTH in part.__dict__
 
 
 class Made:
@@ -67,10 +72,11 @@ def _lazy(cls: Any) -> tuple[str, ...]:
     found = [
         (f"_{name}", each.fget) for base in cls.__mro__ for name, each in vars(base).items() if type(each) is property
     ]
-    return tuple(name for name, function in found if name in _stored(function))
+    return tuple(name for name, function in found if name in stored(function))
 
 
-def _stored(function: Any) -> frozenset[str]:
+def stored(function: Any) -> frozenset[str]:
+    """The attributes, of whatever object, that a function sets."""
     code = getattr(function, "__code__", None)
     instructions = dis.get_instructions(code) if code is not None else ()
     return frozenset(str(each.argval) for each in instructions if each.opname == "STORE_ATTR")

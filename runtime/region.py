@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regions: classes whose forward runs compiled, and what happens when it can't."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable
-from contextlib import suppress
 from enum import Enum
-from functools import cache, cached_property
 from typing import Any, Self
 
 import torch
@@ -21,17 +20,21 @@ from .generation import widen_mask
 from .graph_only import GraphOnlyError
 from .limits import Limits
 from .memos import Made, Memos
+from .preparing import prepare
 from .prologue import Prologues, run
 from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
+from .state import Held, outline, put_back_buffers
 from .truths import told
 from .views import without_bases
 from .weights import align_rows
 
 # More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
 MAX_VARIANTS = 64
+# How often one instance tries a variant again that couldn't be captured, where its modules changed in that call.
+MAX_RETRIES = 2
 
 
 class Role(Enum):
@@ -49,6 +52,8 @@ class _Variants:
         self.cores: dict[Hashable, CompiledCore] = {}
         self.graphs = GraphStore()
         self.failures: dict[Hashable, str] = {}
+        # How often this instance tried again, by variant.
+        self.retries: Counter[Hashable] = Counter()
         self.forms = Forms()
         self.runners: dict[CompiledCore | Form, CompiledCore | Form | GraphedCore] = {}
         # What is derived from the class and the config, once.
@@ -64,6 +69,12 @@ class _Variants:
         self.rope: str | None = None
         self.is_rope_known = False
         self.prologues = Prologues()
+
+    def look_again(self) -> None:
+        """Forget what was derived from the modules, which have changed. What they had yet to make still tells variants apart."""
+        self.recording = None
+        self.memos = None
+        self.structure = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -178,7 +189,8 @@ class Region:
         """Run the core of a module compiled, or uncompiled where that isn't possible.
 
         A call that the contract doesn't describe, or whose variant can't be compiled, runs uncompiled; the reason is
-        logged once and counted. Errors of running compiled code propagate.
+        logged once and counted. Errors of running compiled code propagate; where a check of upstream's may have failed, which
+        says less in a graph, the error is the one that upstream raises.
 
         Args:
             module: An instance of `Compiled` for which `active` was true.
@@ -224,8 +236,8 @@ class Region:
             return self._run(module, own, form, arguments)
         if own.recording is None:
             own.recording = Recording(module)
-            own.made = Made(module)
-            _compute_cached(module)
+            own.made = Made(module) if own.made is None else own.made
+            prepare(module)
         if self.records_outputs:
             own.recording.install(arguments)
         is_hooked = own.recording.is_hooked
@@ -270,14 +282,20 @@ class Region:
         elif core.pinned and not core.is_for(arguments):
             return self._uncompiled(module, given, _pinned(core))
         graphs = core.backend.graphs
+        held = None if graphs else Held(module)
+        failed: RuntimeError | None = None
         watched = not graphs and torch.is_inference_mode_enabled()
         buffers = dict(module.named_buffers()) if watched else {}
         try:
             result = self._run(module, variants, core, arguments)
         except COMPILE_ERRORS as error:
-            failure = _one_line(error)
+            reason = _one_line(error)
+        except RuntimeError as error:
+            if not core.backend.has_checks or isinstance(error, torch.OutOfMemoryError):
+                raise
+            failed = error
         else:
-            for name in _put_back(module, buffers):
+            for name in put_back_buffers(module, buffers):
                 variants.failures[variant] = f"its graph puts a tensor of inference mode in place of its buffer {name}"
             return result
         finally:
@@ -286,9 +304,21 @@ class Region:
                 core.pin(self.contract.dynamic(arguments))
         # Outside of the handler, so that an error of upstream's comes without Dynamo's as its context. If there is
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
+        if failed is not None:
+            module.core(**given)
+            raise failed
+        if held is not None:
+            held.put_back()
+        before = outline(module)
         result = module.core(**given)
-        variants.failures[variant] = failure
-        record_fallback(tag, failure)
+        if own.retries[variant] < MAX_RETRIES and outline(module) != before:
+            # The call changed the modules, which may be what stopped the compiler: the next one tries again.
+            own.retries[variant] += 1
+            own.look_again()
+            reason = f"{reason}; the call changed its modules, so the next one is tried again"
+        else:
+            variants.failures[variant] = reason
+        record_fallback(tag, reason)
         return result
 
     def _compiled(self, module: Any, variants: _Variants, *, is_hooked: bool) -> CompiledCore:
@@ -399,37 +429,6 @@ def _likeness(module: Any, recording: Recording, arguments: dict[str, Any]) -> H
     other tensors, whose sizes Dynamo guards on too. The first layer is often given a view and the others not."""
     views = (name for name, value in arguments.items() if isinstance(value, torch.Tensor) and value._is_view())
     return _structure(module), recording.hooks, tuple(views)
-
-
-def _compute_cached(module: Any) -> None:
-    """Compute the cached properties of a module and those below, once: Python 3.11 takes a lock for it, which no graph can."""
-    for part in module.modules():
-        cls: Any = type(part)
-        for name in _cached_properties(cls):
-            # What raises here raises where upstream's code reads it, if it does.
-            with suppress(Exception):
-                getattr(part, name)
-
-
-@cache
-def _cached_properties(cls: Any) -> tuple[str, ...]:
-    return tuple(
-        name for each in cls.__mro__ for name, value in vars(each).items() if isinstance(value, cached_property)
-    )
-
-
-def _put_back(module: Any, buffers: dict[str, torch.Tensor]) -> list[str]:
-    """Put back the buffers that a graph exchanged for tensors of inference mode, which no later training could use: where
-    upstream's code writes a buffer that it hasn't changed, a graph writes what it computes. Returns their names."""
-    found = []
-    for name, before in buffers.items():
-        owner, _, attribute = name.rpartition(".")
-        held = module.get_submodule(owner)._buffers
-        now = held.get(attribute)
-        if now is not None and now is not before and now.is_inference() and not before.is_inference():
-            held[attribute] = before
-            found.append(name)
-    return found
 
 
 def _is_bidirectional(module: Any) -> bool:

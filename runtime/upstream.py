@@ -3,6 +3,8 @@
 
 from typing import Any, Self
 
+import torch
+
 from .encoders import require_encoder
 from .own_code import copy_code
 from .settings import CapturesOptions
@@ -83,12 +85,21 @@ class AsUpstream(CapturesOptions):
 
         from .generation import decodes_itself
 
-        own = getattr(super(), "create_masks_for_generate", None)
+        inherited: Any = super()
+        own = inherited.create_masks_for_generate if _makes_masks(type(self)) else None
         embeds = kwargs.get("inputs_embeds")
         if own is None and embeds is not None and embeds.shape[1] == 1:
             if decodes_itself(self, kwargs):
                 return kwargs.get("attention_mask")
         return (create_masks_for_generate if own is None else own)(*args, **kwargs)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in PyTorch
+def _makes_masks(cls: type) -> bool:
+    """Whether upstream's class makes the masks of `generate` in its own way. Dynamo calls it: it can't look a name up in
+    `super()` that may not be there."""
+    below = cls.__mro__[cls.__mro__.index(AsUpstream) + 1 :]
+    return any("create_masks_for_generate" in vars(each) for each in below)
 
 
 def _upstream(cls: type) -> Any:

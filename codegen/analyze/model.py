@@ -28,7 +28,19 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, embeddings, experts, graph_only, layer_drop, loops, size_buffers, size_loops, truths
+from . import (
+    clamps,
+    divisions,
+    embeddings,
+    experts,
+    graph_only,
+    layer_drop,
+    loops,
+    messages,
+    size_buffers,
+    size_loops,
+    truths,
+)
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -209,6 +221,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         size_loops=_size_loops(classes, ref),
         looping=_looping(classes, ref),
         embedding=_embedding(classes, ref, tree),
+        messages=tuple(_pattern(tree, each[0], each[-1]) for tree, each in messages.methods(classes, trees, ref)),
     )
 
 

@@ -42,6 +42,12 @@ def one_block(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([x[:, index * 32 :] for index in range((x.shape[1] + 31) // 32)])
 
 
+def as_long_as_a_table(x: torch.Tensor) -> torch.Tensor:
+    if x.shape[1] > 64:
+        raise ValueError("too long for the table")
+    return x + torch.arange(64)[: x.shape[1]]
+
+
 @pytest.mark.parametrize(
     ("function", "size", "expected"),
     [
@@ -52,6 +58,8 @@ def one_block(x: torch.Tensor) -> torch.Tensor:
         (one_side, 9, {}),
         (patches, 16, {}),
         (one_block, 9, {}),
+        (as_long_as_a_table, 9, {}),
+        (as_long_as_a_table, 64, {}),
     ],
 )
 def test_only_one_size(function: Any, size: int, expected: dict[int, int]) -> None:

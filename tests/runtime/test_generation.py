@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import config
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from torch import nn
+from transformers import GenerationConfig, LlamaConfig, LogitsProcessor, StoppingCriteria
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.generation import utils
 from transformers.generation.logits_process import MinLengthLogitsProcessor
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
+from vgen.runtime import AsUpstream
 from vgen.runtime.generation import _deferring, run_ahead
 
 SAMPLE = utils.GenerationMixin._sample
@@ -69,3 +71,33 @@ def test_only_static_caches_on_a_gpu() -> None:
     assert not is_supported(gpu, static, False, True)
     assert not utils.DeferredStopCheck.is_supported(gpu, static, False, False)
     assert SAMPLE.__globals__["DeferredStopCheck"] is utils.DeferredStopCheck
+
+
+class Masks(nn.Module):
+    """Upstream's part of a model that makes the masks of `generate` in its own way."""
+
+    @staticmethod
+    def create_masks_for_generate(states: torch.Tensor) -> torch.Tensor:
+        return states > 0
+
+
+class Asks(AsUpstream, Masks):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.create_masks_for_generate(states)  # type: ignore[no-any-return]
+
+
+class AsksFor(AsUpstream, nn.Module):
+    def forward(self, config: LlamaConfig, states: torch.Tensor) -> Any:
+        return self.create_masks_for_generate(
+            config=config, inputs_embeds=states, attention_mask=None, past_key_values=None, position_ids=None
+        )
+
+
+def test_masks_are_asked_for_in_a_graph_too() -> None:
+    states = torch.randn(2, 5, 32)
+    own = torch.compile(Asks(), backend="eager", fullgraph=True)
+    assert torch.equal(own(states), states > 0)
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, attn_implementation="eager")
+    model = AsksFor()
+    expected = model(config, states)
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(config, states), expected)

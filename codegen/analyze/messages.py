@@ -1,0 +1,73 @@
+"""Checks whose message has sizes in it:
+
+    torch_compilable_check(length % 4 == 0, f"a length of {length} is no multiple of 4")
+
+Upstream's function leaves the message out of a graph. But it is put together before the call, and a graph in which a size was made
+text holds for that size alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import libcst as cst
+
+from ..facts import Ref
+from .callgraph import RENAMING, call_graph, decorators
+from .classes import Classes, has_models
+from .trees import Tree, Trees, walk
+
+CHECK = "torch_compilable_check"
+"""Upstream's function (transformers/utils/import_utils.py). It takes a message, or a function that returns one."""
+_MESSAGE = "msg"
+
+
+def find(tree: Tree) -> tuple[cst.BaseExpression, ...]:
+    """The messages of a method's checks that are put together from other values than attributes of the module."""
+    if f"{CHECK}(" not in tree.text:
+        return ()
+    return tuple(
+        message
+        for node in walk(tree.method)
+        if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == CHECK
+        for message in _messages(node)
+    )
+
+
+def methods(classes: Classes, trees: Trees, ref: Ref) -> Iterator[tuple[Tree, tuple[cst.BaseExpression, ...]]]:
+    """The methods of a class that its forward reaches, itself among them, with such messages. A method's body can be moved
+    where it has no decorators, which would be lost, and doesn't ask for its class by `super()`."""
+    for reached in call_graph(classes).reach(ref, frozenset()):
+        owner, method = reached.owner, reached.function
+        if owner not in classes.mro(ref) or not has_models(owner.file) or set(decorators(method)) - RENAMING:
+            continue
+        file = classes.source.file(owner.file)
+        if file.is_copy or f"{CHECK}(" not in file.text:
+            continue
+        tree = trees.method(owner, method.name)
+        found = find(tree) if "super(" not in tree.text else ()
+        if found:
+            yield tree, found
+
+
+def _messages(call: cst.Call) -> Iterator[cst.BaseExpression]:
+    for index, argument in enumerate(call.args):
+        is_message = argument.keyword.value == _MESSAGE if argument.keyword is not None else index == 1
+        if is_message and not argument.star and _reads_values(argument.value):
+            yield argument.value
+
+
+def _reads_values(message: cst.BaseExpression) -> bool:
+    """Whether it is an f-string with anything but attributes of the module in it."""
+    if not isinstance(message, cst.FormattedString | cst.ConcatenatedString):
+        return False
+    parts = [each.expression for each in walk(message) if isinstance(each, cst.FormattedStringExpression)]
+    return any(not _dotted(each).startswith("self.") for each in parts)
+
+
+def _dotted(value: cst.BaseExpression) -> str:
+    if isinstance(value, cst.Name):
+        return value.value
+    if isinstance(value, cst.Attribute) and (owner := _dotted(value.value)):
+        return f"{owner}.{value.attr.value}"
+    return ""
