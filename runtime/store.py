@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
+from .signatures import require_signature
 
 MAGIC = b"VGENART1"
 SUFFIX = ".vgenart"
@@ -188,15 +189,32 @@ def _foreign(path: Path, status: os.stat_result) -> str | None:
 
 
 def _listed() -> frozenset[str]:
+    """The digests in the manifest that the user named.
+
+    Raises:
+        ArtifactError: It can't be read, or anyone might have written it: it is neither the user's own nor signed.
+    """
     name = os.environ.get("VGEN_ARTIFACTS_MANIFEST")
     if not name:
         return frozenset()
+    path, signers = Path(name), os.environ.get("VGEN_ARTIFACTS_SIGNERS")
     try:
-        table = tomllib.loads(Path(name).read_text(encoding="utf-8")).get("artifacts", {})
+        content = path.read_bytes()
+        table = tomllib.loads(content.decode("utf-8")).get("artifacts", {})
+        status = path.stat()
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ArtifactError(
             f"the manifest {name}, which VGEN_ARTIFACTS_MANIFEST names, can't be read: {error}"
         ) from None
+    if signers:
+        require_signature(path, content, Path(signers))
+    elif status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        reason = _foreign(path, status)
+        if reason is not None:
+            raise ArtifactError(
+                f"the manifest {name} isn't trusted, because {reason}. Change that, or have it signed and let "
+                f"VGEN_ARTIFACTS_SIGNERS name the file of allowed signers"
+            )
     if not isinstance(table, dict):
         raise ArtifactError(f"the manifest {name} must have a table [artifacts] of names and digests")
     return frozenset(each for each in table.values() if isinstance(each, str))

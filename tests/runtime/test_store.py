@@ -3,7 +3,9 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -70,6 +72,63 @@ def test_what_others_may_write_is_loaded_only_if_a_manifest_lists_it(
     assert store.read(path).payload == PAYLOAD
     path.write_bytes(store.pack(HEADER, PAYLOAD + b"more"))
     with pytest.raises(ArtifactError, match="others may write"):
+        store.read(path)
+
+
+def test_a_manifest_that_others_may_write_is_not_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.write(folder, HEADER, PAYLOAD)
+    path.chmod(0o777)
+    listed = tmp_path / "artifacts.toml"
+    listed.write_text(store.manifest(folder))
+    listed.chmod(0o666)
+    monkeypatch.setenv("VGEN_ARTIFACTS_MANIFEST", str(listed))
+    with pytest.raises(ArtifactError, match=r"others may write to .*artifacts\.toml.*VGEN_ARTIFACTS_SIGNERS"):
+        store.read(path)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Path]:
+    """Two OpenSSH keys, and a file of allowed signers that has the first."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("signatures are checked by ssh-keygen, which isn't here")
+    made = {name: tmp_path / name for name in ("known", "stranger")}
+    for path in made.values():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    public = made["known"].with_suffix(".pub").read_text()
+    (tmp_path / "signers").write_text(f"someone@example.org {public}")
+    return made | {"signers": tmp_path / "signers"}
+
+
+def _sign(path: Path, key: Path, namespace: str = "vgen-artifacts") -> None:
+    path.with_name(f"{path.name}.sig").unlink(missing_ok=True)
+    subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-n", namespace, "-f", str(key), str(path)], check=True)
+
+
+def test_a_signed_manifest_is_trusted_wherever_it_lies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Path]
+) -> None:
+    path = store.write(folder, HEADER, PAYLOAD)
+    path.chmod(0o777)
+    listed = tmp_path / "artifacts.toml"
+    listed.write_text(store.manifest(folder))
+    listed.chmod(0o666)
+    monkeypatch.setenv("VGEN_ARTIFACTS_MANIFEST", str(listed))
+    monkeypatch.setenv("VGEN_ARTIFACTS_SIGNERS", str(keys["signers"]))
+    with pytest.raises(
+        ArtifactError, match=r"artifacts\.toml\.sig isn't there; `ssh-keygen -Y sign -n vgen-artifacts"
+    ):
+        store.read(path)
+    _sign(listed, keys["known"])
+    assert store.read(path).payload == PAYLOAD
+    for key, namespace in ((keys["stranger"], "vgen-artifacts"), (keys["known"], "git")):
+        _sign(listed, key, namespace)
+        with pytest.raises(ArtifactError, match=r"nobody of .*signers signed it as it is"):
+            store.read(path)
+    _sign(listed, keys["known"])
+    listed.write_text(listed.read_text() + f'"more" = "{"0" * 64}"\n')
+    with pytest.raises(ArtifactError, match="signed it as it is"):
         store.read(path)
 
 
