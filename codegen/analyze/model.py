@@ -27,7 +27,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
-from . import clamps, divisions, experts, graph_only, layer_drop, loops, size_buffers, size_loops, truths
+from . import clamps, divisions, experts, graph_only, layer_drop, loops, positions, size_buffers, size_loops, truths
 from . import forward as declared
 from .callgraph import RENAMING, call_graph, decorators
 from .classes import Classes, has_models
@@ -207,6 +207,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         asked=_asked(tree),
         size_loops=_size_loops(classes, ref),
         looping=_looping(classes, ref),
+        masks=positions.of_class(classes, ref),
     )
 
 
