@@ -86,10 +86,14 @@ def made_by_looking() -> tuple[str, ...]:
 
 @cache
 def made_without_looking() -> tuple[str, ...]:
-    """Those of causal masks: where nothing is packed and no token is masked, sdpa needs none."""
-    return tuple(_lines(getattr(masking_utils, name)) for name in _MAKERS if hasattr(masking_utils, name))
+    """Likewise, those where causal masks are made in the end: where nothing is packed and no token is masked, sdpa needs none, and
+    an attention that looks both ways mustn't have one."""
+    makers = (getattr(masking_utils, name, None) for name in _MAKERS)
+    return tuple(_lines(each, after="mask_interface(") for each in makers if each is not None)
 
 
-def _lines(function: Any) -> str:
+def _lines(function: Any, after: str = "") -> str:
+    """Those of a function, from the first that has that text."""
     lines, first = inspect.getsourcelines(function)
-    return f"{Path(masking_utils.__file__).name}:{first}-{first + len(lines) - 1}"
+    skipped = next((index for index, line in enumerate(lines) if after in line), 0)
+    return f"{Path(masking_utils.__file__).name}:{first + skipped}-{first + len(lines) - 1}"
