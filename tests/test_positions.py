@@ -102,6 +102,34 @@ def test_whatever_else_is_done_to_them_rules_them_out(edit: str, tmp_path: Path)
     assert found(folder(tmp_path / "upstream"), "llama", "LlamaModel") is None
 
 
+MASKS = "            # Create the masks\n            causal_mask_mapping = {"
+IN_DICTIONARIES = {
+    "another entry": 'mask_kwargs["position_ids"] = self.positions',
+    "an entry that is added to": 'mask_kwargs["position_ids"] += self.positions',
+    "an entry by a name": "mask_kwargs[self.key] = self.positions",
+    "an entry by another name for it": 'other = mask_kwargs\n            other["position_ids"] = self.positions',
+    "handed to what may change it": "self.change(mask_kwargs)",
+    "updated": "mask_kwargs.update(kwargs)",
+    "another dictionary": "mask_kwargs = self.arguments",
+}
+
+
+@pytest.mark.parametrize("line", [*IN_DICTIONARIES.values(), None], ids=[*IN_DICTIONARIES, "another key"])
+def test_dictionaries_of_arguments(line: str | None, tmp_path: Path) -> None:
+    file = "transformers/models/qwen2/modeling_qwen2.py"
+    copy_upstream(tmp_path / "upstream")
+    written = line or 'mask_kwargs["layer_idx"] = None'
+    edit_upstream(tmp_path / "upstream", file, MASKS, f"            {written}\n{MASKS}")
+    assert found(folder(tmp_path / "upstream"), "qwen2", "Qwen2Model") == (None if line else OWN)
+
+
+def test_what_is_named_outside_of_functions_rules_a_file_out(tmp_path: Path) -> None:
+    copy_upstream(tmp_path / "upstream")
+    head = "class LlamaModel(LlamaPreTrainedModel):\n"
+    edit_upstream(tmp_path / "upstream", LLAMA, head, f"{head}    make = create_causal_mask\n\n")
+    assert found(folder(tmp_path / "upstream"), "llama", "LlamaModel") is None
+
+
 @pytest.mark.parametrize("edit", HARMLESS)
 def test_what_keeps_rows_doesnt(edit: str, tmp_path: Path) -> None:
     copy_upstream(tmp_path / "upstream")

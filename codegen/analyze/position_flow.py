@@ -78,7 +78,7 @@ class Flow:
                 return _joined(ways)
             case ast.For() | ast.AsyncFor() | ast.While() | ast.Try() | ast.With() | ast.AsyncWith():
                 state = {**state, **dict.fromkeys(_stored([statement]), OTHER)}
-                self._look([each for each in ast.iter_child_nodes(statement) if isinstance(each, ast.expr)], state)
+                self._look(_expressions(statement), state)
                 self._look([each.context_expr for each in getattr(statement, "items", ())], state)
                 handlers = [each.body for each in getattr(statement, "handlers", ())]
                 for side in ("body", "orelse", "finalbody"):
@@ -97,7 +97,14 @@ class Flow:
                 changed = ast.BinOp(left=ast.Name(id=target.id, ctx=ast.Load()), op=op, right=value)
                 return self._bind(target, changed, self._look([value], state))
         state = self._look(_expressions(statement), state)
-        return {**state, **dict.fromkeys(_stored([statement]), OTHER)}
+        return self._forget([statement], state)
+
+    def _forget(self, roots: Sequence[ast.AST], state: State) -> State:
+        """Whatever is bound there, or put in a dictionary, may be anything."""
+        parts = (node.value for root in roots for node in ast.walk(root) if isinstance(node, ast.Subscript))
+        names = [*_stored(roots), *(each.id for each in parts if isinstance(each, ast.Name))]
+        self._dicts |= {name: OTHER for name in names if name in self._dicts}
+        return {**state, **dict.fromkeys(_stored(roots), OTHER)}
 
     def _bind(self, target: ast.expr, value: ast.expr, state: State) -> State:
         match target:
@@ -116,27 +123,25 @@ class Flow:
                 return state
             case ast.Tuple(elts=parts) if kinds_of(value, state) == {Kind.SIZES}:
                 return {**state, **{each.id: frozenset({Kind.SCALAR}) for each in parts if isinstance(each, ast.Name)}}
-        return {**state, **dict.fromkeys(_stored([target]), OTHER)}
+        return self._forget([target], state)
 
     def _look(self, expressions: Iterable[ast.AST], state: State) -> State:
         """Note what the calls in expressions that make masks are given. Returns what names are after them."""
         roots = list(expressions)
         state = {**state, **dict.fromkeys(_stored(roots), OTHER)}
         for node in (each for root in roots for each in ast.walk(root)):
-            if not isinstance(node, ast.Call):
-                continue
-            if isinstance(node.func, ast.Name) and node.func.id in self._makers:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self._makers:
                 self._found |= self._positions(node, state)
-            elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
-                name = node.func.value.id
-                if name in self._dicts and node.func.attr not in ("copy", "get", "items"):
-                    self._dicts[name] = OTHER
+        # A dictionary that is handed on otherwise may be changed.
+        kept = {id(each) for root in roots for each in _read_only(root)}
+        named = (node for root in roots for node in ast.walk(root) if isinstance(node, ast.Name))
+        self._dicts |= {each.id: OTHER for each in named if each.id in self._dicts and id(each) not in kept}
         return state
 
     def _positions(self, call: ast.Call, state: State) -> Kinds:
         if any(isinstance(each, ast.Starred) for each in call.args):
             return OTHER
-        found = [kinds_of(each, state) for each in call.args[_PLACE : _PLACE + 1]]
+        found = [kinds_of(each, state) for each in call.args[_PLACE:]]
         for keyword in call.keywords:
             if keyword.arg == POSITIONS:
                 found.append(kinds_of(keyword.value, state))
@@ -167,6 +172,18 @@ class Flow:
                 known = [each for each in found if each is not None]
                 return (frozenset().union(*known) or _NONE) if len(known) == len(found) else None
         return None
+
+
+def _read_only(root: ast.AST) -> Iterator[ast.AST]:
+    """What is read as arguments, or as part of another dictionary, or by a key."""
+    for node in ast.walk(root):
+        match node:
+            case ast.keyword(arg=None, value=value) | ast.Subscript(value=value):
+                yield value
+            case ast.Attribute(value=value, attr="copy" | "get" | "items"):
+                yield value
+            case ast.Dict(keys=keys, values=values):
+                yield from (value for key, value in zip(keys, values, strict=True) if key is None)
 
 
 def _aliases(function: ast.FunctionDef, makers: frozenset[str]) -> Iterator[str]:

@@ -51,11 +51,8 @@ def kinds_of(node: ast.expr, state: State) -> Kinds:
         case ast.Name(id=name):
             return state.get(name, OTHER)
         case ast.IfExp(test=test, body=body, orelse=orelse):
-            found: set[Kind] = set()
-            for value, truth in ((body, True), (orelse, False)):
-                there = refined(state, test, truth)
-                found |= kinds_of(value, there) if there is not None else ()
-            return frozenset(found)
+            ways = ((value, refined(state, test, truth)) for value, truth in ((body, True), (orelse, False)))
+            return frozenset().union(*(kinds_of(value, there) for value, there in ways if there is not None))
         case ast.BinOp(left=left, op=op, right=right):
             return _sum(kinds_of(left, state), op, kinds_of(right, state))
         case ast.Attribute(attr="shape"):

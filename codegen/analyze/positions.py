@@ -60,6 +60,8 @@ def of_class(classes: Classes, ref: Ref) -> MaskPositions | None:
     makers: dict[str, None] = {}
     for file, function in _below(classes, ref):
         named = set(_named(classes.source.file(file), function))
+        if _names_elsewhere(classes.source.file(file)):
+            return None
         if not named:
             continue
         if forward is None or function is not forward[1] or not named <= MAKERS:
@@ -118,7 +120,9 @@ def _named(file: SourceFile, function: ast.FunctionDef) -> Iterator[str]:
             yield ""
         elif isinstance(node, ast.Name) and (imported := file.imports.get(node.id)) is not None:
             name = imported.name or ""
-            if MODULE in (imported.module, f"{imported.module}.{name}") and name not in HARMLESS:
+            is_there = MODULE in (imported.module, f"{imported.module}.{name}") and name not in HARMLESS
+            # Another module may hand on what it imported.
+            if is_there or name in MAKERS:
                 yield name
 
 
@@ -126,5 +130,19 @@ def _bound(file: SourceFile, function: ast.FunctionDef) -> Iterator[str]:
     """The names that the makers have in a function's file."""
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and (imported := file.imports.get(node.id)) is not None:
-            if imported.module == MODULE and imported.name in MAKERS:
+            if imported.name in MAKERS:
                 yield node.id
+
+
+@remembered
+def _names_elsewhere(file: SourceFile) -> bool:
+    """Whether a file names makers outside of its functions, where it can't be seen what calls them, or by a star import."""
+    makers = {bound for bound, imported in file.imports.items() if imported.name in MAKERS}
+    pending: list[ast.AST] = list(file.tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Name) and node.id in makers:
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            pending += ast.iter_child_nodes(node)
+    return MODULE in file.star_imports
