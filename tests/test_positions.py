@@ -21,6 +21,7 @@ from vgen.codegen.analyze.positions import of_class
 from vgen.codegen.facts import MaskPositions, Ref
 from vgen.codegen.plan import Granularity, make_plan
 from vgen.codegen.source import Source, folder, installed
+from vgen.runtime import compiler
 from vgen.runtime.positions import are_plain
 
 LLAMA = "transformers/models/llama/modeling_llama.py"
@@ -228,6 +229,17 @@ def test_a_graph_of_somebody_elses_looks_for_itself(tmp_path: Path, monkeypatch:
         for model in (generated, compiled, generated):
             expected = upstream.eval()(**given).last_hidden_state
             torch.testing.assert_close(model(**given).last_hidden_state, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_graph_that_looks_all_the_same_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another thread took back Dynamo's settings."""
+    upstream, generated, made = built.built_pair("olmo2", "Olmo2Model", tmp_path, monkeypatch)
+    monkeypatch.setattr(compiler, "FINDS_PACKED", ())
+    given = inputs(made, 1, POSITIONS["a range"])
+    assert torch.equal(generated.eval()(**given).last_hidden_state, upstream.eval()(**given).last_hidden_state)
+    ((reason,),) = _fallbacks().values()
+    assert "in a graph upstream takes masking_utils.py:" in reason
 
 
 def test_threads_are_told_for_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
