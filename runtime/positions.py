@@ -16,6 +16,7 @@ import torch
 import torch._dynamo.config
 from torch._dynamo.variables import misc
 from transformers import masking_utils
+from transformers.cache_utils import Cache
 
 _FIND = "find_packed_sequence_indices"
 _MAKERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask")
@@ -46,6 +47,8 @@ def are_plain(module: Any, arguments: dict[str, Any], *, own: bool, first_of_fou
     if not FINDS_PACKED or arguments.get("attention_mask") is not None:
         return False
     if arguments.get("past_key_values") is not None or _makes_cache(module, arguments):
+        return False
+    if any(isinstance(each, Cache) for each in arguments.values()):  # by one of its other names
         return False
     positions = arguments.get("position_ids")
     if positions is None:

@@ -277,6 +277,7 @@ def test_upstream_is_asked_where_it_looks_itself(monkeypatch: pytest.MonkeyPatch
     assert ask(position_ids=None)
     assert not ask(attention_mask=STEPS[None])
     assert not ask(past_key_values=object())
+    assert not ask(cache_params=DynamicCache())
     assert not ask(use_cache=None)
     # Neither as many tokens nor such rows: what upstream makes of them isn't known here.
     assert not ask(position_ids=STEPS[None, :5])
