@@ -290,6 +290,16 @@ class LayerChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskPositions:
+    """What the attention masks are made of that a class makes, where that is known: of ranges, and besides of its argument
+    `position_ids`, or of the first of four rows of it: see `codegen.analyze.positions`."""
+
+    are_made: bool = False
+    own: bool = False
+    first_of_four: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
     """A forward as declared, in the class of the MRO that defines it.
 
@@ -329,6 +339,8 @@ class Forward:
     embedding: EmbeddingBlock | None = None
     messages: tuple[Pattern, ...] = ()
     """Methods with checks whose messages have sizes in them: see `codegen.analyze.messages`."""
+    masks: MaskPositions | None = None
+    """None where masks may be made of other positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

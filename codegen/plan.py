@@ -23,6 +23,7 @@ from .facts import (
     Forward,
     Hazard,
     HazardLevel,
+    MaskPositions,
     Modality,
     ModelFacts,
     PackedSplit,
@@ -75,6 +76,8 @@ class Region:
     """Arguments that it is only asked of whether they hold anything."""
     embedding: EmbeddingBlock | None = None
     """What makes its embeddings before it."""
+    masks: MaskPositions | None = None
+    """What positions all of its masks are made of, where that is known and there are any."""
     only_in_training: bool = False
     """It is such a layer: outside of training it is a part of the region's graph."""
 
@@ -411,7 +414,21 @@ def _region(facts: ModelFacts, role: RoleFact, ref: Ref, tag: str, granularity: 
             dict.fromkeys(each for below in reach if below.forward is not None for each in below.forward.graph_only)
         ),
         truths=forward.truths,
+        masks=_masks(facts, fact, reach[1:]),
     )
+
+
+def _masks(facts: ModelFacts, fact: ClassFact, inside: list[ClassFact]) -> MaskPositions | None:
+    """What a class's masks are made of, if it makes all that there are: the classes of the modules inside are known, and make
+    none."""
+    forward = fact.forward
+    if forward is None or forward.masks is None or not forward.masks.are_made:
+        return None
+    made = [child for each in (fact, *inside) for child in each.children]
+    if any(child.kind.by_config or facts.find(child.target) is None for child in made):
+        return None
+    own = [each.forward.masks for each in inside if each.forward is not None]
+    return forward.masks if all(each is not None and not each.are_made for each in own) else None
 
 
 def _rewrites(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:

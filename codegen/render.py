@@ -304,6 +304,9 @@ class _Writer:
         graph_only = (f"graph_only=({', '.join(branches)},)",) if branches else ()
         names = [f'"{each}"' for each in region.truths]
         truths = (f"truths=({', '.join(names)},)",) if names else ()
+        masks = region.masks
+        plain = ("plain_positions=True",) if masks is not None and (masks.own or not masks.first_of_four) else ()
+        text = ("text_positions=True",) if masks is not None and masks.first_of_four else ()
         block = ("per_instance=False",) if region.granularity is Granularity.BLOCK else ()
         training = ("only_in_training=True",) if region.only_in_training else ()
         return RegionText(
@@ -315,6 +318,8 @@ class _Writer:
                 *inner,
                 *graph_only,
                 *truths,
+                *plain,
+                *text,
                 *block,
                 *training,
             ),

@@ -61,6 +61,7 @@ class Call:
     is_padded: bool
     has_fixed_ints: bool
     graph_only: tuple[str, ...]
+    is_plain: bool
 
 
 class Form:
@@ -117,16 +118,17 @@ class Forms:
     def __init__(self) -> None:
         # By mode, because a tensor's dispatch keys are others under autocast and in inference mode.
         self._fingerprints: dict[Hashable, Fingerprint] = {}
-        self._recent: list[tuple[Fingerprint, Form]] = []
+        self._recent: list[tuple[Fingerprint, Form, bool]] = []
         # What was found in the stores, or why nothing was, by the module's fingerprint and the variant.
         self._forms: dict[tuple[str, Hashable], list[Form] | str] = {}
         self._looks = 0
         self._unsuitable: str | None = None
 
-    def recall(self, module: nn.Module, arguments: dict[str, Any]) -> Form | None:
-        """The artifact that served a call like this one, found without describing the call."""
-        for fingerprint, form in self._recent:
-            if form.accepts(module, arguments):
+    def recall(self, module: nn.Module, arguments: dict[str, Any], *, is_plain: bool) -> Form | None:
+        """The artifact that served a call like this one, found without describing the call, but for whether its positions are
+        plain, which no guard asks."""
+        for fingerprint, form, is_for_plain in self._recent:
+            if is_for_plain is is_plain and form.accepts(module, arguments):
                 return form if fingerprint.holds() else None
         return None
 
@@ -172,7 +174,7 @@ class Forms:
         for form in forms:
             if form.accepts(module, arguments):
                 if form.is_complete:
-                    self._recent = [(fingerprint, form), *self._recent[: _MOST_RECENT - 1]]
+                    self._recent = [(fingerprint, form, call.is_plain), *self._recent[: _MOST_RECENT - 1]]
                 return form
         return "the sizes of its arguments aren't related as in the artifacts of its key"
 
@@ -314,6 +316,7 @@ def _build(
                     is_padded=call.is_padded,
                     has_fixed_ints=call.has_fixed_ints,
                     graph_only=call.graph_only,
+                    is_plain=call.is_plain,
                     keeps=keeps,
                 )
             compiled._artifacts.source_info.inlined_sources = {

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .decode_passes import attend_in_parts, multiply_rows
 from .graph_only import refuse
 from .graph_passes import align_matrices, flatten_patch_convolutions
 from .kernels import SETTINGS
+from .positions import FINDS_PACKED
 from .scopes import with_globals
 from .settings import Options
 
@@ -57,10 +59,16 @@ _shapes = torch.fx.experimental._config
 _sources = torch.compiler.config
 _INDICES = rf".*\b{LAYER_INDEX}\b"
 
+# Whether the core that runs is for plain positions: see `positions`. Whatever another thread traces asks for itself.
+_plain: ContextVar[bool] = ContextVar("vgen_plain", default=False)
+
 
 class _Ignored(set[Any]):
     """Functions that are ignored while tracing, and that aren't listed: torch 2.11 writes its settings into a log as JSON, which
     functions can't be, and reports an error each time that something is compiled.
+
+    Listed are, while a core for plain positions is traced, those of upstream's that look at them: other functions than loggers'
+    are looked up in the list.
 
     Args:
         listed: Those of a user's own.
@@ -73,7 +81,7 @@ class _Ignored(set[Any]):
         self.update(others)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._listed)
+        return iter((*self._listed, *FINDS_PACKED) if _plain.get() else self._listed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._listed, tuple(super().__iter__()))
@@ -127,6 +135,7 @@ class CompiledCore:
         is_padded: Whether matrix products are padded to widths that the hardware likes. Exact: the padding is zeros.
         has_fixed_ints: Whether every Python int among the arguments belongs to the variant.
         graph_only: Places in upstream's code that no graph may have gone through: see `graph_only.refuse`.
+        is_plain: Whether the positions of its calls are plain: see `positions.are_plain`.
     """
 
     def __init__(
@@ -139,12 +148,14 @@ class CompiledCore:
         is_padded: bool = False,
         has_fixed_ints: bool = False,
         graph_only: Sequence[str] = (),
+        is_plain: bool = False,
     ) -> None:
         self.backend = CountingBackend(tag, options, is_padded=is_padded, graph_only=graph_only)
         self.pinned: dict[tuple[str, int], int] = {}
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         self._is_shared = is_shared
         self._has_fixed_ints = has_fixed_ints
+        self._is_plain = is_plain
         keywords: dict[str, Any] = (
             {"isolate_recompiles": True, "recompile_limit": self._limit} if _IS_ISOLATING else {}
         )
@@ -156,7 +167,9 @@ class CompiledCore:
         Raises:
             COMPILE_ERRORS: It can't be compiled. Nothing ran then.
         """
-        with _settings(self._limit, is_shared=self._is_shared, has_fixed_ints=self._has_fixed_ints):
+        with _settings(
+            self._limit, is_shared=self._is_shared, has_fixed_ints=self._has_fixed_ints, is_plain=self._is_plain
+        ):
             return self._compiled(module, **arguments)
 
     def pin(self, dynamic: Iterable[tuple[str, int]]) -> None:
@@ -181,6 +194,7 @@ def ahead_of_time(
     is_padded: bool,
     has_fixed_ints: bool,
     graph_only: Sequence[str],
+    is_plain: bool,
     keeps: Callable[[Any], bool],
 ) -> Any:
     """Compile a core for calls like this one, in a form that can be saved. Nothing runs.
@@ -193,6 +207,7 @@ def ahead_of_time(
         is_padded: See `CompiledCore`.
         has_fixed_ints: Likewise.
         graph_only: Likewise.
+        is_plain: Likewise.
         keeps: Of one of Dynamo's guards, whether it stays in force.
 
     Returns:
@@ -209,7 +224,8 @@ def ahead_of_time(
         # Guards are rebuilt where the artifact is loaded, and there may be no C++ compiler.
         "enable_cpp_symbolic_shape_guards": False,
     }
-    with _settings(VARIANT_LIMIT, is_shared=False, has_fixed_ints=has_fixed_ints), _dynamo.patch(changes):
+    settings = _settings(VARIANT_LIMIT, is_shared=False, has_fixed_ints=has_fixed_ints, is_plain=is_plain)
+    with settings, _dynamo.patch(changes):
         # Torch 2.11 looks for what a form refers to among its globals alone, built-in names included.
         function = with_globals(core, vars(builtins) | core.__globals__)
         compiled: Any = torch.compile(function, fullgraph=True, dynamic=True, backend=backend, options=guards)
@@ -217,12 +233,12 @@ def ahead_of_time(
 
 
 @contextmanager
-def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool) -> Iterator[None]:
+def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool, is_plain: bool) -> Iterator[None]:
     """Dynamo's settings for cores, in force for every call because any call may compile.
 
     - No duck shaping: two dimensions that happen to be equal in the first call aren't taken for one.
     - Guards on the hooks of submodules, which Dynamo leaves out by default: a hook added later takes effect.
-    - What upstream logs while it is traced is left out.
+    - What upstream logs while it is traced is left out, and so is its look at positions that are known to be plain.
     - Recurrent layers, which Dynamo leaves out by default, are captured, as the operators that they are.
     - Floats are constants: those of a model's own, such as an attention's scale, don't change, and those among arguments
       belong to a variant. As inputs, which they are by default with dynamic shapes, those that are no factor of a tensor
@@ -235,6 +251,7 @@ def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool) -> Iterator[
     left alone, so that calls in several threads don't restore each other's settings where these are process-wide.
     """
     changes: list[tuple[Any, str, Any]] = []
+    token = _plain.set(is_plain)
     try:
         if _shapes.use_duck_shape:
             changes.append((_shapes, "use_duck_shape", True))
@@ -243,7 +260,7 @@ def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool) -> Iterator[
             changes.append((_dynamo, "skip_nnmodule_hook_guards", True))
             _dynamo.skip_nnmodule_hook_guards = False
         ignored = getattr(_dynamo, _IGNORED)
-        if not ignored >= _LOGGING:
+        if not ignored >= _LOGGING or (is_plain and not isinstance(ignored, _Ignored)):
             changes.append((_dynamo, _IGNORED, ignored))
             setattr(_dynamo, _IGNORED, _Ignored(ignored, _LOGGING))
         if not _dynamo.allow_rnn:
@@ -272,6 +289,7 @@ def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool) -> Iterator[
     finally:
         for config, name, value in changes:
             setattr(config, name, value)
+        _plain.reset(token)
 
 
 def _resolve(options: Options, is_padded: bool) -> Callable[..., Any]:

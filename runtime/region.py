@@ -20,6 +20,7 @@ from .generation import widen_mask
 from .graph_only import GraphOnlyError
 from .limits import Limits
 from .memos import Made, Memos
+from .positions import are_plain, made_by_looking, made_without_looking
 from .preparing import prepare
 from .prologue import Prologues, run
 from .recording import Recording, unrecorded
@@ -115,6 +116,9 @@ class Region:
         graph_only: Branches of upstream's code, `folder/file.py:first-last` each, that compute in a graph what eager computes in
             another way. A graph that takes one is refused.
         truths: Arguments that the core only asks whether they hold anything. Those that don't are None.
+        plain_positions: Masks that the core makes are of its `position_ids`, (batch, sequence) each, or of ranges, and of no
+            other positions: see `positions.are_plain`.
+        text_positions: Likewise, of `position_ids[0]` where these are (4, batch, sequence).
         per_instance: Each instance compiles for itself. Otherwise the instances of a class (layers) share what they
             compile, those with weights of other shapes apart.
         only_in_training: In eval mode it is a part of another region, and never compiled alone.
@@ -133,6 +137,8 @@ class Region:
         inner: tuple[str, ...] = (),
         graph_only: tuple[str, ...] = (),
         truths: tuple[str, ...] = (),
+        plain_positions: bool = False,
+        text_positions: bool = False,
         per_instance: bool = True,
         only_in_training: bool = False,
     ) -> None:
@@ -148,6 +154,8 @@ class Region:
         self.inner = inner
         self.graph_only = graph_only
         self.truths = truths
+        self.plain_positions = plain_positions
+        self.text_positions = text_positions
         self.per_instance = per_instance
         self.only_in_training = only_in_training
         self._shared: dict[tuple[type, Options], _Variants] = {}
@@ -230,7 +238,8 @@ class Region:
                 own.is_layer_known = True
             if own.layer is not None:
                 arguments = of_layer(given, own.layer)
-        form = own.forms.recall(module, arguments)
+        is_plain = self._are_plain(module, arguments)
+        form = own.forms.recall(module, arguments, is_plain=is_plain)
         if form is not None:
             count.loaded += 1
             return self._run(module, own, form, arguments)
@@ -244,7 +253,10 @@ class Region:
         recorded = own.recording.reason() if is_hooked else None
         if recorded is not None:
             return self._uncompiled(module, given, recorded)
-        if not self.on_request and arguments.get("attention_mask", module) is None and _is_bidirectional(module):
+        is_bidirectional = (
+            not self.on_request and arguments.get("attention_mask", module) is None and _is_bidirectional(module)
+        )
+        if is_bidirectional and not is_plain:
             return self._uncompiled(module, given, _BIDIRECTIONAL)
         described = self.contract.variant(module, arguments)
         if isinstance(described, Violation):
@@ -254,6 +266,10 @@ class Region:
             variants.limits = Limits(module, _config(module))
             variants.graph_only = (*self.graph_only, *graph_only_masks(module))
         assert own.made is not None
+        graph_only = variants.graph_only
+        if is_plain:
+            graph_only = (*graph_only, *made_by_looking(), *(made_without_looking() if is_bidirectional else ()))
+            sizes = ("plain positions", is_bidirectional, *sizes)
         described = (described, variants.limits.sides(arguments), *sizes, *own.made.variant())
         call = Call(
             tag=tag,
@@ -262,7 +278,8 @@ class Region:
             variant=described,
             is_padded=self.on_request,
             has_fixed_ints=self._has_fixed_ints,
-            graph_only=variants.graph_only,
+            graph_only=graph_only,
+            is_plain=is_plain,
         )
         form = own.forms.find(module, call, arguments)
         if form is not None:
@@ -277,7 +294,8 @@ class Region:
             if len(variants.cores) >= MAX_VARIANTS:
                 return self._uncompiled(module, given, f"there are more than {MAX_VARIANTS} variants already")
             self.contract.mark_static(arguments, variants.limits.fixed(arguments))
-            core = variants.cores.setdefault(variant, self._compiled(module, variants, is_hooked=is_hooked))
+            made = self._compiled(module, graph_only, is_hooked=is_hooked, is_plain=is_plain)
+            core = variants.cores.setdefault(variant, made)
             count.variants += 1
         elif core.pinned and not core.is_for(arguments):
             return self._uncompiled(module, given, _pinned(core))
@@ -321,7 +339,12 @@ class Region:
         record_fallback(tag, reason)
         return result
 
-    def _compiled(self, module: Any, variants: _Variants, *, is_hooked: bool) -> CompiledCore:
+    def _are_plain(self, module: Any, arguments: dict[str, Any]) -> bool:
+        if not self.plain_positions and not self.text_positions:
+            return False
+        return are_plain(module, arguments, own=self.plain_positions, first_of_four=self.text_positions)
+
+    def _compiled(self, module: Any, graph_only: tuple[str, ...], *, is_hooked: bool, is_plain: bool) -> CompiledCore:
         options: Options = module.vgen_options
         if self.on_request and options.backend == "inductor" and not torch.is_grad_enabled():
             align_rows(module)
@@ -333,7 +356,8 @@ class Region:
             is_shared=not self.per_instance,
             is_padded=self.on_request,
             has_fixed_ints=self._has_fixed_ints,
-            graph_only=variants.graph_only,
+            graph_only=graph_only,
+            is_plain=is_plain,
         )
 
     def _run(self, module: Any, variants: _Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:

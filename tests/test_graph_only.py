@@ -108,5 +108,6 @@ def test_no_artifact_is_made_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             is_padded=False,
             has_fixed_ints=False,
             graph_only=module.region.graph_only,
+            is_plain=False,
             keeps=lambda _: True,
         )

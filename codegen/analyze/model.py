@@ -37,6 +37,7 @@ from . import (
     layer_drop,
     loops,
     messages,
+    positions,
     size_buffers,
     size_loops,
     truths,
@@ -222,6 +223,7 @@ def _forward(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         looping=_looping(classes, ref),
         embedding=_embedding(classes, ref, tree),
         messages=tuple(_pattern(tree, each[0], each[-1]) for tree, each in messages.methods(classes, trees, ref)),
+        masks=positions.of_class(classes, ref),
     )
 
 

@@ -107,6 +107,7 @@ class Gemma3TextModel(AsUpstream, Compiled, upstream.Gemma3TextModel):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: Gemma3TextConfig):

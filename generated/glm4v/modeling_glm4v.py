@@ -274,6 +274,7 @@ class Glm4vTextModel(AsUpstream, Compiled, upstream.Glm4vTextModel):
         ),
         rotary=True,
         records_outputs=True,
+        text_positions=True,
     )
 
     def __init__(self, config: Glm4vTextConfig):

@@ -105,6 +105,7 @@ class LlamaModel(AsUpstream, Compiled, upstream.LlamaModel):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: LlamaConfig):

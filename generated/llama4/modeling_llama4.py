@@ -122,6 +122,7 @@ class Llama4TextModel(AsUpstream, Compiled, upstream.Llama4TextModel):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: Llama4TextConfig):

@@ -104,6 +104,7 @@ class MistralModel(AsUpstream, Compiled, upstream.MistralModel):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: MistralConfig):

@@ -106,6 +106,7 @@ class Qwen2Model(AsUpstream, Compiled, upstream.Qwen2Model):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: Qwen2Config):

@@ -313,6 +313,7 @@ class Qwen2_5_VLTextModel(AsUpstream, Compiled, upstream.Qwen2_5_VLTextModel):
         ),
         rotary=True,
         records_outputs=True,
+        text_positions=True,
     )
 
     def __init__(self, config: Qwen2_5_VLTextConfig):

@@ -276,6 +276,7 @@ class Qwen2VLTextModel(AsUpstream, Compiled, upstream.Qwen2VLTextModel):
         ),
         rotary=True,
         records_outputs=True,
+        text_positions=True,
     )
 
     def __init__(self, config: Qwen2VLTextConfig):

@@ -107,6 +107,7 @@ class Qwen3Model(AsUpstream, Compiled, upstream.Qwen3Model):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: Qwen3Config):

@@ -308,6 +308,8 @@ class Qwen3VLTextModel(AsUpstream, Compiled, upstream.Qwen3VLTextModel):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
+        text_positions=True,
     )
 
     def __init__(self, config: Qwen3VLTextConfig):

@@ -315,6 +315,8 @@ class Qwen3VLMoeTextModel(AsUpstream, Compiled, upstream.Qwen3VLMoeTextModel):
         ),
         rotary=True,
         records_outputs=True,
+        plain_positions=True,
+        text_positions=True,
     )
 
     def __init__(self, config: Qwen3VLMoeTextConfig):

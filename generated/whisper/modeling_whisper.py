@@ -181,6 +181,7 @@ class WhisperDecoder(AsUpstream, Compiled, upstream.WhisperDecoder):
             inputs_embeds=tensor("batch_size", "sequence_length", None),
         ),
         records_outputs=True,
+        plain_positions=True,
     )
 
     def __init__(self, config: WhisperConfig):

@@ -26,7 +26,8 @@ from vgen.runtime.causality import graph_only_masks
 
 @torch.no_grad()
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_without_a_mask_it_runs_uncompiled(both_ways: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_mask(both_ways: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph makes no mask where the region looked at the positions, as upstream does without a cache; else it runs uncompiled."""
     package = f"both_ways_{both_ways}"
     assert run_vgen("build", "gemma", "--out", package, cwd=tmp_path).returncode == 0
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -36,9 +37,15 @@ def test_without_a_mask_it_runs_uncompiled(both_ways: bool, tmp_path: Path, monk
         generated = tiny.generated_class("gemma", package, "GemmaForCausalLM")(config).eval()
     generated.load_state_dict(upstream.state_dict())
     ids = tiny.text(2, 7)
-    assert torch.equal(generated(ids, use_cache=False).logits, upstream(ids, use_cache=False).logits)
-    assert bool(tiny.fallbacks()) is both_ways
-    runtime.reset_counters()
+    for positions in (None, torch.arange(7)[None], torch.arange(7)[None] + 3):
+        expected = upstream(ids, position_ids=positions, use_cache=False).logits
+        assert torch.equal(generated(ids, position_ids=positions, use_cache=False).logits, expected)
+    assert tiny.fallbacks() == {}
+    packed = torch.arange(7)[None] % 4
+    for given in ({"position_ids": packed, "use_cache": False}, {"use_cache": True}):
+        assert torch.equal(generated(ids, **given).logits, upstream(ids, **given).logits)
+        assert bool(tiny.fallbacks()) is both_ways
+        runtime.reset_counters()
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
     expected = upstream(ids, attention_mask=mask, use_cache=False).logits
