@@ -31,8 +31,10 @@ class Limits:
     """
 
     def __init__(self, module: torch.nn.Module, config: Any) -> None:
-        self._windows = _windows(config)
-        self._chunks = _whole(config, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
+        configs = _configs(module, config)
+        self._windows = tuple(dict.fromkeys(size for each in configs for size in _windows(each)))
+        chunks = (size for each in configs for size in _whole(each, "chunk_size", "mamba_chunk_size", "block_size"))
+        self._chunks = tuple(dict.fromkeys(chunks)) + _padded_windows(module)
         self._rates = _rates(config)
         self._topk = _whole(config, "index_topk") if self._rates else ()
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
@@ -81,6 +83,12 @@ class Limits:
             return []
         tensors = ((name, each) for name, each in arguments.items() if isinstance(each, torch.Tensor))
         return [(name, dim) for name, each in tensors for dim in range(1, each.ndim)]
+
+
+def _configs(module: torch.nn.Module, config: Any) -> list[Any]:
+    """The region's config, and those of the parts that have others: of the text in a model of several kinds of input."""
+    held = [config, *(getattr(part, "config", None) for part in module.modules())]
+    return list({id(each): each for each in held if each is not None}.values())
 
 
 def _image(arguments: Mapping[str, Any]) -> torch.Tensor | None:
