@@ -81,7 +81,8 @@ def _describe_layer(layer: Any) -> list[Hashable]:
         if value is None or isinstance(value, bool):
             parts.append((name, value))
         elif isinstance(value, torch.Tensor):
-            parts.append((name, describe(value)))
+            # Tokens of a window may be the end of a larger tensor; PyTorch compiles offsets of 0 apart.
+            parts.append((name, describe(value), value.storage_offset() > 0))
         elif isinstance(value, dict):
             parts.append((name, *map(_describe_kept, value.values())))
     return parts

@@ -62,8 +62,8 @@ class Variants:
 
 
 def structure_of(module: Any) -> Hashable:
-    """What tells the layers of one class apart where they share what they compile: the shapes of their weights, their flags, as
-    of a layer that attends in windows, and what operators know of their experts."""
+    """What tells the layers of one class apart where they share what they compile: the shapes of their weights, the classes of
+    their configs, their flags, as of a layer that attends in windows, and what operators know of their experts."""
     own: Variants = module.__dict__["_vgen_variants"]
     if own.structure is None:
         shapes = ((name, tuple(each.shape)) for name, each in module.named_parameters())
@@ -73,13 +73,24 @@ def structure_of(module: Any) -> Hashable:
             for name, value in vars(part).items()
             if isinstance(value, bool) and name not in ("training", "gradient_checkpointing") and name[0] != "_"
         )
+        configs = {type(part.config).__qualname__: None for part in module.modules() if hasattr(part, "config")}
         experts = (part.likeness for part in module.modules() if isinstance(part, ExpertLoop))
-        own.structure = (*shapes, *flags, *experts)
+        own.structure = (*shapes, *flags, *configs, *experts)
     return own.structure
 
 
 def likeness(module: Any, recording: Recording, arguments: dict[str, Any]) -> Hashable:
     """What else has to be alike where layers share what they compile: hooks on what is inside, and which arguments are views of
-    other tensors, whose sizes Dynamo guards on too. The first layer is often given a view and the others not."""
-    views = (name for name, value in arguments.items() if isinstance(value, torch.Tensor) and value._is_view())
+    other tensors, in which dimensions expanded, since Dynamo guards on sizes and strides of these. The first layer is often given
+    a view and the others not."""
+    views = (
+        (name, _expanded(value))
+        for name, value in arguments.items()
+        if isinstance(value, torch.Tensor) and value._is_view()
+    )
     return structure_of(module), recording.hooks, tuple(views)
+
+
+def _expanded(value: torch.Tensor) -> tuple[bool, ...]:
+    """For each dimension whether all of it is one element."""
+    return tuple(not stride and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True))
