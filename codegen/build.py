@@ -17,7 +17,8 @@ from .local import Local
 from .lock import LOCK_NAME, CopiedFrom, Lock, digest, render_lock
 from .output import RUNTIME
 from .package import Failure, Options, Package, failure, runtime_files
-from .plan import Plan, Rule, make_plan
+from .plan import Plan, Rule
+from .planning import make_plan
 from .render import render, templates_digest
 from .source import Source
 

@@ -1,10 +1,11 @@
-"""The modules inside a module."""
+"""The modules inside a module, and where they come from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from .facts import ModelFacts, Ref
+from .files import COPY
 
 
 def reached(facts: ModelFacts, root: Ref) -> tuple[Ref, ...]:
@@ -33,3 +34,8 @@ def below(facts: ModelFacts, root: Ref, attributes: Iterable[str]) -> frozenset[
     wanted = frozenset(attributes)
     others = {child.attribute for child in facts.of(root).children} - wanted
     return through(facts, root, wanted) - through(facts, root, others) - {root}
+
+
+def package_of(facts: ModelFacts, ref: Ref) -> str:
+    """The folder of the model that a class belongs to."""
+    return facts.model if ref.file.startswith(f"{COPY}/") else ref.file.rsplit("/", 2)[-2]

@@ -13,7 +13,8 @@ from .analyze.model import analyze
 from .facts import Hazard, HazardKind, HazardLevel, ModelFacts, Ref, Span
 from .files import COPY
 from .package import Options
-from .plan import Granularity, Plan, make_plan
+from .plan import Granularity, Plan
+from .planning import make_plan
 from .target import Target
 
 BLOCKS = "block granularity"

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from .caches import key_value_states
-from .describe import UndescribableError, describe, mode
+from .describe import UndescribableError, describe, kind_of, mode
 
 # Discrete parts of a call, in a form that can be a dictionary key. Its layout is an implementation detail.
 Variant = tuple[Hashable, ...]
@@ -87,7 +87,7 @@ class Contract:
         """The variant that a call belongs to.
 
         It has: train or eval; grad mode, inference mode and autocast; and for each argument whether it is None, its
-        Python value, or the dtype, device, number of dimensions and static sizes of the tensor, and of each dynamic
+        Python value, or the kind (see `kind_of`), number of dimensions and static sizes of the tensor, and of each dynamic
         dimension whether its size is 0, 1 or more (PyTorch compiles these apart), and which dimensions of one name
         aren't equal; for tuples, lists, dicts and caches their structure and those of their elements.
 
@@ -118,7 +118,7 @@ class Contract:
                         bits.append(length if length < 2 else -1)
                     else:
                         bits.append(length)
-                parts.append((type(value), value.dtype, value.device, value.requires_grad, *bits))
+                parts.append((*kind_of(value), *bits))
             elif name in self._sizes and type(value) is int:
                 parts.append(("size", value if 0 <= value < 2 else -1))
             else:

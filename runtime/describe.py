@@ -34,7 +34,7 @@ def describe(value: object) -> Hashable:
     if isinstance(value, torch.Tensor):
         shape = value.shape
         bits = [length if length < 2 else -1 for length in shape]
-        return (type(value), value.dtype, value.device, value.requires_grad, *bits)
+        return (*kind_of(value), *bits)
     if isinstance(value, _PLAIN):
         # With the type, because True == 1 == 1.0.
         return (type(value), value)
@@ -45,6 +45,12 @@ def describe(value: object) -> Hashable:
     if isinstance(value, tuple | list):
         return (type(value), *map(describe, value))
     raise UndescribableError(f"a value of type {type(value).__module__}.{type(value).__qualname__}")
+
+
+def kind_of(value: torch.Tensor) -> tuple[Hashable, ...]:
+    """What a graph is made for in a tensor, but for its sizes: class, dtype, device, and whether it has a gradient or is one of
+    inference mode, which may be given tensors of before it, too."""
+    return (type(value), value.dtype, value.device, value.requires_grad, value.is_inference())
 
 
 def _is_key(key: object) -> bool:
@@ -81,7 +87,8 @@ def _describe_layer(layer: Any) -> list[Hashable]:
         if value is None or isinstance(value, bool):
             parts.append((name, value))
         elif isinstance(value, torch.Tensor):
-            parts.append((name, describe(value)))
+            # Tokens of a window may be the end of a larger tensor; PyTorch compiles offsets of 0 apart.
+            parts.append((name, describe(value), value.storage_offset() > 0))
         elif isinstance(value, dict):
             parts.append((name, *map(_describe_kept, value.values())))
     return parts

@@ -16,7 +16,7 @@ from .attention import NAMESPACE
 _UNGROUPED: Any = SimpleNamespace(is_causal=False)
 
 # Arguments of upstream's function that an operator can't take, or that say where keys and values come from.
-_NOT_TAKEN = ("position_bias", "cache", "softcap")
+_NOT_TAKEN = ("cache", "softcap")
 
 
 def grouped_attention(attention_interface: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,6 +42,7 @@ def _grouped_sdpa(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What `sdpa_attention_forward` computes in eager.
@@ -51,6 +52,7 @@ def _grouped_sdpa(
         key: (batch, key_value_heads, kv_length, head_dim).
         value: (batch, key_value_heads, kv_length, value_head_dim).
         attention_mask: (batch, 1 or heads, query_length, kv_length), or None.
+        position_bias: (batch, heads, query_length, kv_length), added to the scores, or None.
         **kwargs: As for `sdpa_attention_forward`.
 
     Returns:
@@ -62,28 +64,50 @@ def _grouped_sdpa(
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1 and attention_mask is not None and not any(kwargs.get(name) is not None for name in _NOT_TAKEN):
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-        if query.device.type == "cpu" and not _needs_grad(query, key, value):
+        if query.device.type == "cpu" and not _needs_grad(query, key, value, position_bias):
             window = kwargs.get("sliding_window")
             out: torch.Tensor = _sdpa_as_eager(
-                query, key, value, attention_mask, groups, dropout, scaling, causal, window
+                query, key, value, attention_mask, groups, dropout, scaling, causal, window, position_bias
             )
             return out, None
         if query.shape[2] == 1 and not sdpa_attention.use_gqa_in_sdpa(attention_mask, key, value):
             pack = sdpa_attention.pack_gqa
             # One token sees all that it is given: causality is no question for it.
             packed, _ = sdpa_attention_forward(
-                _UNGROUPED, pack(query, groups), key, value, pack(attention_mask, groups), dropout, scaling, False
+                _UNGROUPED,
+                pack(query, groups),
+                key,
+                value,
+                pack(attention_mask, groups),
+                dropout,
+                scaling,
+                False,
+                **_if_given(position_bias=position_bias if position_bias is None else pack(position_bias, groups)),
             )
             # (batch, groups, key_value_heads, value_head_dim): the tokens of the packed query are a group's heads.
             return packed.transpose(1, 2).reshape(packed.shape[0], 1, -1, packed.shape[-1]), None
     attended: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout,
+        scaling,
+        is_causal,
+        **_if_given(position_bias=position_bias),
+        **kwargs,
     )
     return attended
 
 
-def _needs_grad(*tensors: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _if_given(**arguments: torch.Tensor | None) -> dict[str, Any]:
+    """Without those that are None: earlier releases of Transformers don't know them."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _needs_grad(*tensors: torch.Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::sdpa_as_eager", mutates_args=())
@@ -97,13 +121,16 @@ def _sdpa_as_eager(
     scaling: float | None,
     causal: bool,
     window: int | None,
+    position_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     # A graph always has a mask; in eager there is none where it would say nothing, and another kernel runs then. On the CPU
     # a look at the mask costs next to nothing; elsewhere it would wait for the device.
     mask = None if _says_nothing(attention_mask, causal, window) else attention_mask
     module: Any = SimpleNamespace(num_key_value_groups=groups)
-    attended: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, causal)[0]
-    return attended
+    bias = _if_given(position_bias=position_bias)
+    attended, _ = sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, causal, **bias)
+    out: torch.Tensor = attended
+    return out
 
 
 def _says_nothing(mask: torch.Tensor, causal: bool, window: int | None) -> bool:
@@ -131,6 +158,7 @@ def _sdpa_as_eager_fake(
     scaling: float | None,
     causal: bool,
     window: int | None,
+    position_bias: torch.Tensor | None,
 ) -> torch.Tensor:
     batch, heads, query_length, _ = query.shape
     return query.new_empty(batch, query_length, heads, value.shape[-1])

@@ -8,6 +8,7 @@
 - The windows that a cache compresses tokens by: none, one, two or more of them are full with what is left of the call before.
 - The size of images in a stack that attends in windows at several resolutions (Swin): padded to whole windows and
   halved from stage to stage, sizes become formulas that take minutes to trace. So each size is a variant there.
+- A single sample of several rows of tokens (the codebooks of MusicGen): its batch is of one, though its rows are several.
 - The size of the images that position embeddings are made for, those of a part inside too: others are interpolated.
 """
 
@@ -40,6 +41,7 @@ class Limits:
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
         self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
         self._has_stages = _has_stages(module)
+        self._rows = _rows(module)
 
     def sides(self, arguments: Mapping[str, Any]) -> tuple[Hashable, ...]:
         """On which sides of the limits a call is: equal for two calls that upstream runs in the same branches.
@@ -70,6 +72,9 @@ class Limits:
                 found += [size == image for image in self._images]
                 # Height and width are compared one after the other.
                 found += [size[axis] == image[axis] for image in self._axes for axis in (0, 1)]
+        if self._rows is not None:
+            value = arguments.get("input_ids")
+            found.append(isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape[0] == self._rows)
         found += [arguments[name].shape[dim] for name, dim in self.fixed(arguments)]
         return tuple(found)
 
@@ -104,6 +109,12 @@ def _has_stages(module: torch.nn.Module) -> bool:
             own = frozenset(each.shape[-1] for each in part.parameters() if each.ndim)
             widths.setdefault(type(part), set()).add(own)
     return any(len(found) > 1 for found in widths.values())
+
+
+def _rows(module: torch.nn.Module) -> int | None:
+    """How many rows of tokens make a sample, where each has an embedding table of its own; a single sample is apart."""
+    tables = (getattr(part, "embed_tokens", None) for part in module.modules())
+    return next((len(each) for each in tables if isinstance(each, torch.nn.ModuleList)), None)
 
 
 def _windows(config: Any) -> tuple[int, ...]:

@@ -1,41 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regions: classes whose forward runs compiled, and what happens when it can't."""
 
-from collections import Counter
 from collections.abc import Callable, Hashable
 from enum import Enum
 from typing import Any, Self
 
 import torch
 
-from .artifact import Call, Form, Forms
+from .artifact import Call, Form
 from .caches import make_contiguous, of_layer, own_index
 from .causality import graph_only_masks
 from .compiler import COMPILE_ERRORS, CompiledCore, has_cuda_graphs
 from .contract import Contract, Violation
 from .counting import record_fallback, tally
-from .cuda_graphs import GraphedCore, GraphStore
+from .cuda_graphs import GraphedCore
 from .expert_loops import ExpertLoop
 from .generation import widen_mask
-from .graph_only import GraphOnlyError
 from .limits import Limits
 from .memos import Made, Memos
 from .positions import are_plain, made_by_looking, made_without_looking
 from .preparing import prepare
-from .prologue import Prologues, run
+from .prologue import run
+from .reasons import BIDIRECTIONAL, one_line, pinned
 from .recording import Recording, unrecorded
 from .rope import rope_reason
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
 from .state import Held, outline, put_back_buffers
 from .truths import told
+from .variants import MAX_RETRIES, MAX_VARIANTS, Variants, likeness
 from .views import without_bases
 from .weights import align_rows
-
-# More variants than any use of a model needs: beyond them, an argument that should be dynamic isn't.
-MAX_VARIANTS = 64
-# How often one instance tries a variant again that couldn't be captured, where its modules changed in that call.
-MAX_RETRIES = 2
 
 
 class Role(Enum):
@@ -44,44 +39,6 @@ class Role(Enum):
     DECODER = "decoder"
     ENCODER = "encoder"
     EITHER = "either"
-
-
-class _Variants:
-    """What one instance compiled, by variant. A copy of the instance starts without: it compiles for itself."""
-
-    def __init__(self) -> None:
-        self.cores: dict[Hashable, CompiledCore] = {}
-        self.graphs = GraphStore()
-        self.failures: dict[Hashable, str] = {}
-        # How often this instance tried again, by variant.
-        self.retries: Counter[Hashable] = Counter()
-        self.forms = Forms()
-        self.runners: dict[CompiledCore | Form, CompiledCore | Form | GraphedCore] = {}
-        # What is derived from the class and the config, once.
-        self.recording: Recording | None = None
-        self.limits: Limits | None = None
-        self.graph_only: tuple[str, ...] = ()
-        self.memos: Memos | None = None
-        self.made: Made | None = None
-        self.sizes: SizeReader | None = None
-        self.structure: Hashable = None
-        self.layer: int | None = None
-        self.is_layer_known = False
-        self.rope: str | None = None
-        self.is_rope_known = False
-        self.prologues = Prologues()
-
-    def look_again(self) -> None:
-        """Forget what was derived from the modules, which have changed. What they had yet to make still tells variants apart."""
-        self.recording = None
-        self.memos = None
-        self.structure = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return type(self)()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
 
 
 class Compiled(CapturesOptions):
@@ -96,7 +53,7 @@ class Compiled(CapturesOptions):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls, *args, **kwargs)
-        self.__dict__["_vgen_variants"] = _Variants()
+        self.__dict__["_vgen_variants"] = Variants()
         return self
 
 
@@ -158,7 +115,7 @@ class Region:
         self.text_positions = text_positions
         self.per_instance = per_instance
         self.only_in_training = only_in_training
-        self._shared: dict[tuple[type, Options], _Variants] = {}
+        self._shared: dict[tuple[type, Options], Variants] = {}
 
     def tag_of(self, module: Any) -> str:
         """The compile tag of one instance."""
@@ -190,7 +147,7 @@ class Region:
 
     def prologue(self, module: Any, kwargs: dict[str, Any], **reads: Any) -> dict[str, Any]:
         """The core's arguments that `module.prologue` computes from values: see `prologue.run`."""
-        own: _Variants = module.__dict__["_vgen_variants"]
+        own: Variants = module.__dict__["_vgen_variants"]
         return run(own.prologues, module, self.contract, reads, kwargs, self.inner)
 
     def __call__(self, module: Any, **arguments: Any) -> Any:
@@ -208,7 +165,7 @@ class Region:
             return self._sized(module, arguments)
 
     def _sized(self, module: Any, arguments: dict[str, Any]) -> Any:
-        own: _Variants = module.__dict__["_vgen_variants"]
+        own: Variants = module.__dict__["_vgen_variants"]
         if own.sizes is None:
             own.sizes = SizeReader(module)
         if own.sizes.is_empty:
@@ -230,7 +187,7 @@ class Region:
             without_bases(arguments)
             if self.role is not Role.ENCODER and module.vgen_options.cuda_graphs:
                 widen_mask(arguments)
-        own: _Variants = module.__dict__["_vgen_variants"]
+        own: Variants = module.__dict__["_vgen_variants"]
         given = arguments
         if not self.per_instance:
             if not own.is_layer_known:
@@ -243,62 +200,102 @@ class Region:
         if form is not None:
             count.loaded += 1
             return self._run(module, own, form, arguments)
+        is_hooked = self._make_ready(module, own, arguments)
+        call = self._described(module, own, arguments, sizes, is_hooked=is_hooked, is_plain=is_plain)
+        if isinstance(call, str):
+            return self._uncompiled(module, given, call)
+        form = own.forms.find(module, call, arguments)
+        if form is not None:
+            count.loaded += 1
+            return self._run(module, own, form, arguments)
+        alike = None if self.per_instance else likeness(module, own.recording, arguments)
+        variant = (call.variant, is_hooked, alike)
+        core = self._core(module, call, variant, arguments, is_hooked=is_hooked)
+        if isinstance(core, str):
+            return self._uncompiled(module, given, core)
+        return self._tried(module, core, variant, arguments, given)
+
+    def _make_ready(self, module: Any, own: Variants, arguments: dict[str, Any]) -> bool:
+        """Do what no graph can do by itself, at the first call and where models inside begin to record. Returns whether modules
+        below have hooks for a recorder around the region."""
         if own.recording is None:
             own.recording = Recording(module)
             own.made = Made(module) if own.made is None else own.made
             prepare(module)
         if self.records_outputs:
             own.recording.install(arguments)
-        is_hooked = own.recording.is_hooked
+        return own.recording.is_hooked
+
+    def _described(
+        self,
+        module: Any,
+        own: Variants,
+        arguments: dict[str, Any],
+        sizes: tuple[Hashable, ...],
+        *,
+        is_hooked: bool,
+        is_plain: bool,
+    ) -> Call | str:
+        """What tells a call apart from others, or why it can't run compiled."""
+        assert own.recording is not None
+        assert own.made is not None
         recorded = own.recording.reason() if is_hooked else None
         if recorded is not None:
-            return self._uncompiled(module, given, recorded)
+            return recorded
         is_bidirectional = (
             not self.on_request and arguments.get("attention_mask", module) is None and _is_bidirectional(module)
         )
         if is_bidirectional and not is_plain:
-            return self._uncompiled(module, given, _BIDIRECTIONAL)
+            return BIDIRECTIONAL
         described = self.contract.variant(module, arguments)
         if isinstance(described, Violation):
-            return self._uncompiled(module, given, described.reason)
+            return described.reason
         variants = self._variants(module)
         if variants.limits is None:
             variants.limits = Limits(module, _config(module))
             variants.graph_only = (*self.graph_only, *graph_only_masks(module))
-        assert own.made is not None
         graph_only = variants.graph_only
         if is_plain:
             graph_only = (*graph_only, *made_by_looking(), *(made_without_looking() if is_bidirectional else ()))
             sizes = ("plain positions", is_bidirectional, *sizes)
-        described = (described, variants.limits.sides(arguments), *sizes, *own.made.variant())
-        call = Call(
-            tag=tag,
+        return Call(
+            tag=self.tag_of(module),
             contract=self.contract,
             limits=variants.limits,
-            variant=described,
+            variant=(described, variants.limits.sides(arguments), *sizes, *own.made.variant()),
             is_padded=self.on_request,
             has_fixed_ints=self._has_fixed_ints,
             graph_only=graph_only,
             is_plain=is_plain,
         )
-        form = own.forms.find(module, call, arguments)
-        if form is not None:
-            count.loaded += 1
-            return self._run(module, own, form, arguments)
-        variant = (described, is_hooked, None if self.per_instance else _likeness(module, own.recording, arguments))
+
+    def _core(
+        self, module: Any, call: Call, variant: Hashable, arguments: dict[str, Any], *, is_hooked: bool
+    ) -> CompiledCore | str:
+        """The core of a variant, made where this is its first call, or why there is none for the call."""
+        variants = self._variants(module)
         failure = variants.failures.get(variant)
         if failure is not None:
-            return self._uncompiled(module, given, failure)
+            return failure
         core = variants.cores.get(variant)
         if core is None:
             if len(variants.cores) >= MAX_VARIANTS:
-                return self._uncompiled(module, given, f"there are more than {MAX_VARIANTS} variants already")
-            self.contract.mark_static(arguments, variants.limits.fixed(arguments))
-            made = self._compiled(module, graph_only, is_hooked=is_hooked, is_plain=is_plain)
+                return f"there are more than {MAX_VARIANTS} variants already"
+            self.contract.mark_static(arguments, call.limits.fixed(arguments))
+            made = self._compiled(module, call, is_hooked=is_hooked)
             core = variants.cores.setdefault(variant, made)
-            count.variants += 1
+            tally(call.tag).variants += 1
         elif core.pinned and not core.is_for(arguments):
-            return self._uncompiled(module, given, _pinned(core))
+            return pinned(core)
+        return core
+
+    def _tried(
+        self, module: Any, core: CompiledCore, variant: Hashable, arguments: dict[str, Any], given: dict[str, Any]
+    ) -> Any:
+        """Run a core; where it can't be captured, run the call uncompiled. `given` is what that is given."""
+        tag = self.tag_of(module)
+        own: Variants = module.__dict__["_vgen_variants"]
+        variants = self._variants(module)
         graphs = core.backend.graphs
         held = None if graphs else Held(module)
         failed: RuntimeError | None = None
@@ -307,7 +304,7 @@ class Region:
         try:
             result = self._run(module, variants, core, arguments)
         except COMPILE_ERRORS as error:
-            reason = _one_line(error)
+            reason = one_line(error)
         except RuntimeError as error:
             if not core.backend.has_checks or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -318,7 +315,7 @@ class Region:
             return result
         finally:
             if core.backend.graphs != graphs:
-                count.compiles += 1
+                tally(tag).compiles += 1
                 core.pin(self.contract.dynamic(arguments))
         # Outside of the handler, so that an error of upstream's comes without Dynamo's as its context. If there is
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
@@ -344,28 +341,28 @@ class Region:
             return False
         return are_plain(module, arguments, own=self.plain_positions, first_of_four=self.text_positions)
 
-    def _compiled(self, module: Any, graph_only: tuple[str, ...], *, is_hooked: bool, is_plain: bool) -> CompiledCore:
+    def _compiled(self, module: Any, call: Call, *, is_hooked: bool) -> CompiledCore:
         options: Options = module.vgen_options
         if self.on_request and options.backend == "inductor" and not torch.is_grad_enabled():
             align_rows(module)
         core = type(module).core
         return CompiledCore(
             unrecorded(core) if is_hooked else core,
-            tag=self.tag_of(module),
+            tag=call.tag,
             options=options,
             is_shared=not self.per_instance,
-            is_padded=self.on_request,
-            has_fixed_ints=self._has_fixed_ints,
-            graph_only=graph_only,
-            is_plain=is_plain,
+            is_padded=call.is_padded,
+            has_fixed_ints=call.has_fixed_ints,
+            graph_only=call.graph_only,
+            is_plain=call.is_plain,
         )
 
-    def _run(self, module: Any, variants: _Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:
+    def _run(self, module: Any, variants: Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:
         """Run a core, from its CUDA graphs where it has some."""
         runner = variants.runners.get(core)
         if runner is None:
             runner = variants.runners.setdefault(core, self._replayed(module, variants, core))
-        own: _Variants = module.__dict__["_vgen_variants"]
+        own: Variants = module.__dict__["_vgen_variants"]
         if own.memos is None:
             own.memos = Memos(module)
         own.memos.forget()
@@ -375,7 +372,7 @@ class Region:
             own.memos.forget()
 
     def _replayed(
-        self, module: Any, variants: _Variants, core: CompiledCore | Form
+        self, module: Any, variants: Variants, core: CompiledCore | Form
     ) -> CompiledCore | Form | GraphedCore:
         options: Options = module.vgen_options
         if not options.cuda_graphs or not self.per_instance or torch.is_grad_enabled() or has_cuda_graphs(options):
@@ -396,11 +393,11 @@ class Region:
         record_fallback(self.tag_of(module), reason)
         return module.core(**arguments)
 
-    def _variants(self, module: Any) -> _Variants:
+    def _variants(self, module: Any) -> Variants:
         if self.per_instance:
-            own: _Variants = module.__dict__["_vgen_variants"]
+            own: Variants = module.__dict__["_vgen_variants"]
             return own
-        return self._shared.setdefault((type(module), module.vgen_options), _Variants())
+        return self._shared.setdefault((type(module), module.vgen_options), Variants())
 
     def forget(self) -> None:
         """Let go of what the instances of a class share: the next call compiles anew."""
@@ -418,41 +415,13 @@ class Region:
             if implementation != "sdpa" and "flash" not in implementation:
                 return f'attention implementation "{implementation}" attends segment by segment'
         if self.rotary:
-            own: _Variants = module.__dict__["_vgen_variants"]
+            own: Variants = module.__dict__["_vgen_variants"]
             if not own.is_rope_known:
                 # Once: the rotary embeddings took their type from the config when they were constructed.
                 own.rope = rope_reason(module.config)
                 own.is_rope_known = True
             return own.rope
         return None
-
-
-# Without a mask, sdpa takes the attention's word in eager. While traced, masking_utils makes a causal mask all the same.
-_BIDIRECTIONAL = "without a mask, use_bidirectional_attention has no effect in a graph"
-
-
-def _structure(module: Any) -> Hashable:
-    """What tells the layers of one class apart where they share what they compile: the shapes of their weights, their flags, as
-    of a layer that attends in windows, and what operators know of their experts."""
-    own: _Variants = module.__dict__["_vgen_variants"]
-    if own.structure is None:
-        shapes = ((name, tuple(each.shape)) for name, each in module.named_parameters())
-        flags = (
-            (path, name, value)
-            for path, part in module.named_modules()
-            for name, value in vars(part).items()
-            if isinstance(value, bool) and name not in ("training", "gradient_checkpointing") and name[0] != "_"
-        )
-        experts = (part.likeness for part in module.modules() if isinstance(part, ExpertLoop))
-        own.structure = (*shapes, *flags, *experts)
-    return own.structure
-
-
-def _likeness(module: Any, recording: Recording, arguments: dict[str, Any]) -> Hashable:
-    """What else has to be alike where layers share what they compile: hooks on what is inside, and which arguments are views of
-    other tensors, whose sizes Dynamo guards on too. The first layer is often given a view and the others not."""
-    views = (name for name, value in arguments.items() if isinstance(value, torch.Tensor) and value._is_view())
-    return _structure(module), recording.hooks, tuple(views)
 
 
 def _is_bidirectional(module: Any) -> bool:
@@ -465,22 +434,3 @@ def _config(module: Any) -> Any:
     if config is not None:
         return config
     return next((each.config for each in module.modules() if getattr(each, "config", None) is not None), None)
-
-
-def _pinned(core: CompiledCore) -> str:
-    names = ", ".join(f"{name}.shape[{dim}]" for name, dim in core.pinned)
-    return f"its graph holds for one {names} only: another would have to be compiled for each"
-
-
-_BROKEN = "User-inserted graph break. Message: "
-
-
-def _one_line(error: BaseException) -> str:
-    refused = getattr(error, "inner_exception", None)
-    if isinstance(refused, GraphOnlyError):
-        return f"it can't be compiled: {refused}"
-    # What a backend raised stands below the line that names the backend.
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.endswith("raised:")]
-    # A reason of the runtime's own stands below the line that says that a graph was broken on purpose.
-    lines = [line.partition(_BROKEN)[2] for line in lines if _BROKEN in line] or lines
-    return f"it can't be compiled: {type(error).__name__}: {next(iter(lines), 'no message')}"

@@ -13,7 +13,8 @@ from upstreams import copy_upstream, edit_upstream
 import vgen.runtime as runtime
 from vgen.codegen.analyze.model import analyze
 from vgen.codegen.facts import EmbeddingBlock
-from vgen.codegen.plan import Granularity, make_plan
+from vgen.codegen.plan import Granularity
+from vgen.codegen.planning import make_plan
 from vgen.codegen.source import Source, folder, installed
 
 FILE = "transformers/models/phi4_multimodal/modeling_phi4_multimodal.py"

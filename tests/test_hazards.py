@@ -20,7 +20,8 @@ from vgen.codegen.analyze.hazards import hazards
 from vgen.codegen.analyze.model import analyze
 from vgen.codegen.analyze.scan import scan
 from vgen.codegen.facts import Forward, Hazard, HazardKind, HazardLevel, Ref, Span
-from vgen.codegen.plan import Granularity, make_plan
+from vgen.codegen.plan import Granularity
+from vgen.codegen.planning import make_plan
 from vgen.codegen.source import Source, installed
 
 ERROR, WARNING, NOTE = HazardLevel.ERROR, HazardLevel.WARNING, HazardLevel.NOTE

@@ -15,7 +15,8 @@ from vgen.codegen.analyze.layer_drop import LayerDrop, find
 from vgen.codegen.analyze.model import analyze
 from vgen.codegen.analyze.trees import Trees
 from vgen.codegen.facts import Ref
-from vgen.codegen.plan import BY_LAYER, Granularity, Plan, Region, make_plan
+from vgen.codegen.plan import BY_LAYER, Granularity, Plan, Region
+from vgen.codegen.planning import make_plan
 from vgen.codegen.source import Source, folder, installed
 
 M2M = "transformers/models/m2m_100/modeling_m2m_100.py"

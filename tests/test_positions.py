@@ -19,7 +19,8 @@ from vgen.codegen.analyze.classes import Classes
 from vgen.codegen.analyze.model import analyze
 from vgen.codegen.analyze.positions import of_class
 from vgen.codegen.facts import MaskPositions, Ref
-from vgen.codegen.plan import Granularity, make_plan
+from vgen.codegen.plan import Granularity
+from vgen.codegen.planning import make_plan
 from vgen.codegen.source import Source, folder, installed
 from vgen.runtime import compiler
 from vgen.runtime.positions import are_plain

@@ -10,7 +10,8 @@ from conftest import run_vgen
 
 from vgen.codegen.analyze.classes import Classes
 from vgen.codegen.analyze.model import analyze
-from vgen.codegen.plan import Granularity, Plan, make_plan
+from vgen.codegen.plan import Granularity, Plan
+from vgen.codegen.planning import make_plan
 from vgen.codegen.source import Source, installed
 
 

@@ -20,7 +20,8 @@ from vgen.codegen.analyze.model import analyze
 from vgen.codegen.catalogue import Failure, all_packages
 from vgen.codegen.facts import ModelFacts, Role
 from vgen.codegen.package import Package
-from vgen.codegen.plan import Granularity, Plan, make_plan
+from vgen.codegen.plan import Granularity, Plan
+from vgen.codegen.planning import make_plan
 from vgen.codegen.semantic import Change, Effect, Kind, changes
 from vgen.codegen.source import Source, folder, installed
 

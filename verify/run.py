@@ -21,7 +21,7 @@ import msgspec
 from . import packages
 from .cases import Sweep, digest
 from .results import Finding, Kind, Proof, Settings, decode_proof, encode
-from .worker import work
+from .worker import LEAVES, work
 
 TIMEOUT = 600.0
 """Seconds that one package may take, on a machine that does other work too."""
@@ -178,15 +178,9 @@ def _prove(request: Request, models: Sequence[str], step: Step) -> Iterator[Proo
                         worker.model = waiting.pop()
                         worker.deadline = time.monotonic() + request.timeout
                         step(worker.model, False)
-                        try:
+                        # Where it has gone, the next look at it says so.
+                        with suppress(OSError):
                             worker.connection.send(worker.model)
-                        except OSError:
-                            # It made way for a new process.
-                            waiting.append(worker.model)
-                            worker.model = None
-                            workers.remove(worker)
-                            _end(worker)
-                            workers.append(start())
         finally:
             for worker in workers:
                 _end(worker)
@@ -201,7 +195,7 @@ def _news(worker: _Worker, request: Request) -> tuple[Proof | None, bool]:
                 worker.is_ready = True
                 return None, False
             worker.model = None
-            return decode_proof(data), False
+            return decode_proof(data[1:]), data[:1] == LEAVES
     except (EOFError, OSError):
         worker.process.join(5)
         if worker.model is None:

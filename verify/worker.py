@@ -11,6 +11,8 @@ from pathlib import Path
 
 RECYCLE = 3 << 30
 """Bytes of memory beyond which a process makes way for a new one: what hundreds of models leave behind adds up."""
+STAYS, LEAVES = b"+", b"-"
+"""What stands in front of a proof: whether the process makes way after it."""
 LIMIT = 16 << 30
 """Bytes of address space that a process may have on the CPU: beyond, a model's allocation fails, and says so."""
 
@@ -54,9 +56,12 @@ def work(connection: Connection, folder: Path, backend: str, device: str, dtype:
             if model is None:
                 return
             log_start(model)
-            connection.send_bytes(encode(prove(model, where, setup)))
+            proof = encode(prove(model, where, setup))
             forget()
-            if _memory() > RECYCLE:
+            # Told with the proof, so that nobody sends the next model to a process that has gone.
+            leaves = _memory() > RECYCLE
+            connection.send_bytes((LEAVES if leaves else STAYS) + proof)
+            if leaves:
                 return
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # Whoever asked has gone.

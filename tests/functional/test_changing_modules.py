@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vgen.runtime as runtime
-from vgen.runtime.region import MAX_RETRIES
+from vgen.runtime.variants import MAX_RETRIES
 
 # By package: a model whose tables of positions grow.
 GROWING = {"xglm": "XGLMModel", "m2m_100": "M2M100Model"}

@@ -17,7 +17,8 @@ import pytest
 from conftest import run_python, run_vgen
 
 from vgen.codegen import output
-from vgen.verify import packages, record
+from vgen.verify import packages, record, run, worker
+from vgen.verify.cases import Sweep
 from vgen.verify.results import (
     Case,
     Difference,
@@ -293,6 +294,31 @@ def test_results_go_there_and_back(tmp_path: Path) -> None:
     )
     record.update(tmp_path, inductor, [some_proof()])
     assert [run.settings.backend for run in record.read(path).runs] == ["eager", "inductor"]
+
+
+def leaving(*arguments: Any) -> None:
+    """A process that makes way after every package."""
+    worker.RECYCLE = 0
+    worker.work(*arguments)
+
+
+def test_a_process_that_makes_way_takes_no_package_along(
+    zoo: Zoo, proved: dict[str, Proof], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "work", leaving)
+    models = tuple(sorted(proved))[:3]
+    request = run.Request(
+        folder=zoo.root / "zoo",
+        models=models,
+        backend="eager",
+        device="cpu",
+        dtype="float32",
+        sweep=Sweep.SHORT,
+        jobs=1,
+        fresh=True,
+    )
+    found = {proof.model: kinds(proof) for proof in run.run(request)}
+    assert found == {model: kinds(proved[model]) for model in models}
 
 
 def test_a_broken_record_is_told_before_anything_runs(tmp_path: Path) -> None:
