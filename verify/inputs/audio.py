@@ -22,7 +22,7 @@ _MASKS = (
 )
 _BINS = ("num_mel_bins", "n_mels", "feature_size", "input_feat_per_channel", "input_feat_size", "mel_dim", "feature_dim", "input_dim", "num_freq_bins", "input_size", "input_channels")  # fmt: skip
 _FRAMES = (64, 100, 128, 200, 400)
-_SAMPLES = (2000, 3840, 16000)
+_SAMPLES = (2000, 7680, 16000)
 
 
 def feature_inputs(facts: Facts, request: Request, seed: int) -> Iterator[Inputs]:
