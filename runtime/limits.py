@@ -6,6 +6,7 @@
 - The chunk of a state-space layer, the block of a linear or sparse attention: one is another shape than several, and so are
   whole ones. So are the windows of an attention that pads to whole ones (Longformer, LED).
 - The windows that a cache compresses tokens by: none, one, two or more of them are full with what is left of the call before.
+- The pools of tokens that an index is made of: all in one, or several.
 - The size of images in a stack that attends in windows at several resolutions (Swin): padded to whole windows and
   halved from stage to stage, sizes become formulas that take minutes to trace. So each size is a variant there.
 - A single sample of several rows of tokens (the codebooks of MusicGen): its batch is of one, though its rows are several.
@@ -37,6 +38,7 @@ class Limits:
         chunks = (size for each in configs for size in _whole(each, "chunk_size", "mamba_chunk_size", "block_size"))
         self._chunks = tuple(dict.fromkeys(chunks)) + _padded_windows(module)
         self._rates = _rates(config)
+        self._pools = tuple(dict.fromkeys(size for each in configs for size in _whole(each, "index_kpool")))
         self._topk = _whole(config, "index_topk") if self._rates else ()
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
         self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
@@ -50,7 +52,7 @@ class Limits:
             arguments: The core's arguments by name.
         """
         found: list[Hashable] = []
-        if self._windows or self._chunks or self._rates:
+        if self._windows or self._chunks or self._rates or self._pools:
             value = next((each for name in _TEXT if isinstance(each := arguments.get(name), torch.Tensor)), None)
             if value is not None and value.ndim > 1:
                 new, past = value.shape[1], _past(arguments)
@@ -62,6 +64,8 @@ class Limits:
                     windows = (left + new) // rate
                     # The first of several is set apart: of two, one is left, which is broadcast.
                     found += (min(windows, 3), *(done + windows >= each for each in self._topk))
+                # One pool is broadcast.
+                found += (new + past > pool for pool in self._pools)
                 for window in self._windows:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)

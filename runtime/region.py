@@ -200,7 +200,8 @@ class Region:
         if form is not None:
             count.loaded += 1
             return self._run(module, own, form, arguments)
-        is_hooked = self._make_ready(module, own, arguments)
+        recording = self._make_ready(module, own, arguments)
+        is_hooked = recording.is_hooked
         call = self._described(module, own, arguments, sizes, is_hooked=is_hooked, is_plain=is_plain)
         if isinstance(call, str):
             return self._uncompiled(module, given, call)
@@ -208,23 +209,22 @@ class Region:
         if form is not None:
             count.loaded += 1
             return self._run(module, own, form, arguments)
-        alike = None if self.per_instance else likeness(module, own.recording, arguments)
+        alike = None if self.per_instance else likeness(module, recording, arguments)
         variant = (call.variant, is_hooked, alike)
         core = self._core(module, call, variant, arguments, is_hooked=is_hooked)
         if isinstance(core, str):
             return self._uncompiled(module, given, core)
         return self._tried(module, core, variant, arguments, given)
 
-    def _make_ready(self, module: Any, own: Variants, arguments: dict[str, Any]) -> bool:
-        """Do what no graph can do by itself, at the first call and where models inside begin to record. Returns whether modules
-        below have hooks for a recorder around the region."""
+    def _make_ready(self, module: Any, own: Variants, arguments: dict[str, Any]) -> Recording:
+        """Do what no graph can do by itself, at the first call and where models inside begin to record."""
         if own.recording is None:
             own.recording = Recording(module)
             own.made = Made(module) if own.made is None else own.made
             prepare(module)
         if self.records_outputs:
             own.recording.install(arguments)
-        return own.recording.is_hooked
+        return own.recording
 
     def _described(
         self,
