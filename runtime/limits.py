@@ -65,7 +65,7 @@ class Limits:
                     # The first of several is set apart: of two, one is left, which is broadcast.
                     found += (min(windows, 3), *(done + windows >= each for each in self._topk))
                 # One pool is broadcast.
-                found += (new + past > pool for pool in self._pools)
+                found += (new + _indexed(arguments) > pool for pool in self._pools)
                 for window in self._windows:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
@@ -179,6 +179,16 @@ def _past(arguments: Mapping[str, Any]) -> int:
                 seen = layer.__dict__.get("cumulative_length")
                 if type(seen) is int:
                     return seen
+    return 0
+
+
+def _indexed(arguments: Mapping[str, Any]) -> int:
+    """How many tokens the index of a cache has."""
+    for value in arguments.values():
+        for layer in value.layers if isinstance(value, Cache) else ():
+            keys = vars(layer).get("indexer_keys")
+            if isinstance(keys, torch.Tensor):
+                return keys.shape[1]
     return 0
 
 

@@ -110,5 +110,5 @@ def test_two_models_of_a_process_share_what_is_loaded(served: tuple[Any, Any], s
     _, other = make()
     with torch.no_grad():
         other(input_ids=PROMPT, use_cache=False)
-    one = {form for _, form in served[1].model.__dict__["_vgen_variants"].forms._recent}
-    assert {form for _, form in other.model.__dict__["_vgen_variants"].forms._recent} <= one
+    one = {form for _, form, _ in served[1].model.__dict__["_vgen_variants"].forms._recent}
+    assert {form for _, form, _ in other.model.__dict__["_vgen_variants"].forms._recent} <= one
