@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from conftest import run_python, run_vgen
+from leaving import leaving
 
 from vgen.codegen import output
-from vgen.verify import packages, record, run, worker
+from vgen.verify import packages, record, run
 from vgen.verify.cases import Sweep
 from vgen.verify.results import (
     Case,
@@ -294,12 +295,6 @@ def test_results_go_there_and_back(tmp_path: Path) -> None:
     )
     record.update(tmp_path, inductor, [some_proof()])
     assert [run.settings.backend for run in record.read(path).runs] == ["eager", "inductor"]
-
-
-def leaving(*arguments: Any) -> None:
-    """A process that makes way after every package."""
-    worker.RECYCLE = 0
-    worker.work(*arguments)
 
 
 def test_a_process_that_makes_way_takes_no_package_along(
