@@ -21,6 +21,8 @@ from ..runtime import store
 from ..runtime.errors import ArtifactError
 from .task import Case, Phase, Result, Task, Variant
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+"""Starts the processes that have a model in parts, as people start theirs."""
 VERSIONS = ("torch", "transformers", "triton")
 """What an artifact is of no use without, by the names that its fields and PyPI have for it."""
 
@@ -70,7 +72,7 @@ def task(
     batches: tuple[int, ...],
     generated: str | None,
     folder: Path | None,
-    processes: int = 1,
+    processes: int,
 ) -> Task:
     """What the command line asks for; without a folder it is the user's store.
 
@@ -178,9 +180,11 @@ def _run(asked: Task, phase: Phase) -> Result:
     with tempfile.TemporaryDirectory(prefix="vgen-compile-") as name:
         question = Path(name, "task.json")
         question.write_bytes(msgspec.json.encode(task))
-        launcher = [*_TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else []
+        launcher = [*TORCHRUN, f"--nproc-per-node={count}"] if count > 1 else []
         command = [sys.executable, *launcher, "-m", f"{__package__}.worker", str(question), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(task))
+        # A model that is split lies on whatever accelerator PyTorch sees.
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if count > 1 and task.device == "cpu" else {}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | hidden)
         try:
             answers = [Path(name, f"result-{rank}.json").read_bytes() for rank in range(count)]
             results = [msgspec.json.decode(each, type=Result) for each in answers]
@@ -193,16 +197,6 @@ def _run(asked: Task, phase: Phase) -> Result:
         if result.error is not None:
             raise VgenError("bad-input", result.error)
     return _merged(results)
-
-
-_TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
-
-
-def _environment(task: Task) -> dict[str, str]:
-    """That of the processes: a model that is split lies on whatever accelerator PyTorch sees."""
-    if task.processes == 1 or task.device != "cpu":
-        return dict(os.environ)
-    return os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def _merged(results: list[Result]) -> Result:

@@ -39,7 +39,7 @@ def main() -> None:
     except UnfitError as error:
         result = Result(error=str(error))
     Path(sys.argv[2], f"result-{os.environ.get('RANK', '0')}.json").write_bytes(msgspec.json.encode(result))
-    if task.checkpoint and task.phase is not Phase.WEIGHTS:
+    if task.processes > 1:
         _leave()
 
 
@@ -150,6 +150,7 @@ def _part(cls: Any, task: Task, dtype: Any) -> Any:
     except EncoderNotFoundError:
         raise
     except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
+        # Whatever upstream says of a plan that doesn't fit the model, or of what it lacks for it.
         raise UnfitError(
             f"{cls.__name__} can't be split among {task.processes} processes: {' '.join(str(error).split())}"
         ) from error

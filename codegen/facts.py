@@ -257,14 +257,11 @@ class EmbeddingBlock:
     the classes whose outputs the model can record.
     """
 
-    owner: Ref
     target: str
     made_of: tuple[str, ...]
     parts: tuple[str, ...]
     recorded: tuple[str, ...]
-    first_line: int
-    last_line: int
-    span: Span
+    place: Pattern
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from .reach import reached
 
 
 def rewrites_of(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
+    """What is rewritten in the class of a region and in those of the modules inside it."""
     found: list[Rewrite] = []
     for ref in reached(facts, region.ref):
         forward = facts.of(ref).forward
@@ -41,8 +42,8 @@ def rewrites_of(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
                     span=place,
                 )
             )
-        elif forward.clamps is not None and not (ref == region.ref and forward.prologue):
-            # A region's own forward with a prologue is what the region calls.
+        elif forward.clamps is not None and not (ref == region.ref and (forward.prologue or region.embedding)):
+            # What is computed before a region is handed to upstream's own forward.
             found.append(_rewrite(ref, Rule.BRANCHLESS_CLAMP, forward.clamps))
         # One method, one rule; and a region's own forward is what the region calls.
         taken = {each.method for each in found if each.ref == ref} | ({"forward"} if ref == region.ref else set())

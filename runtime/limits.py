@@ -13,7 +13,7 @@
 - The size of the images that position embeddings are made for, those of a part inside too: others are interpolated.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,12 +34,11 @@ class Limits:
 
     def __init__(self, module: torch.nn.Module, config: Any) -> None:
         configs = _configs(module, config)
-        self._windows = tuple(dict.fromkeys(size for each in configs for size in _windows(each)))
-        chunks = (size for each in configs for size in _whole(each, "chunk_size", "mamba_chunk_size", "block_size"))
-        self._chunks = tuple(dict.fromkeys(chunks)) + _padded_windows(module)
+        self._windows = _whole(filter(_has_windows, configs), "sliding_window", "attention_chunk_size")
+        self._chunks = _whole(configs, "chunk_size", "mamba_chunk_size", "block_size") + _padded_windows(module)
         self._rates = _rates(config)
-        self._pools = tuple(dict.fromkeys(size for each in configs for size in _whole(each, "index_kpool")))
-        self._topk = _whole(config, "index_topk") if self._rates else ()
+        self._pools = _whole(configs, "index_kpool")
+        self._topk = _whole([config], "index_topk") if self._rates else ()
         self._images = _image_sizes(module, config, "image_size", "interpolate_pos_encoding")
         self._axes = _image_sizes(module, config, "pretrain_image_size", "get_absolute_positions")
         self._has_stages = _has_stages(module)
@@ -121,11 +120,10 @@ def _rows(module: torch.nn.Module) -> int | None:
     return next((len(each) for each in tables if isinstance(each, torch.nn.ModuleList)), None)
 
 
-def _windows(config: Any) -> tuple[int, ...]:
+def _has_windows(config: Any) -> bool:
+    """Whether layers attend in windows, as far as a config says."""
     kinds = _read(config, "layer_types")
-    if isinstance(kinds, list) and not any("sliding" in str(kind) or "chunk" in str(kind) for kind in kinds):
-        return ()
-    return _whole(config, "sliding_window", "attention_chunk_size")
+    return not isinstance(kinds, list) or any("sliding" in str(kind) or "chunk" in str(kind) for kind in kinds)
 
 
 def _padded_windows(module: torch.nn.Module) -> tuple[int, ...]:
@@ -141,9 +139,10 @@ def _rates(config: Any) -> tuple[tuple[str, int], ...]:
     return tuple((kind, rate) for kind, rate in found if type(rate) is int and rate > 0)
 
 
-def _whole(config: Any, *names: str) -> tuple[int, ...]:
-    """The positive whole numbers that a config has under these names."""
-    return tuple(dict.fromkeys(value for name in names if type(value := _read(config, name)) is int and value > 0))
+def _whole(configs: Iterable[Any], *names: str) -> tuple[int, ...]:
+    """The positive whole numbers that configs have under these names."""
+    values = (_read(config, name) for config in configs for name in names)
+    return tuple(dict.fromkeys(value for value in values if type(value) is int and value > 0))
 
 
 def _image_sizes(module: torch.nn.Module, config: Any, name: str, method: str) -> tuple[tuple[int, int], ...]:

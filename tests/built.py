@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import run_vgen
+from conftest import run_python, run_vgen
 
 import vgen.runtime as runtime
 from vgen.verify.making import Tiny, make_tiny
@@ -35,6 +35,16 @@ def built_pair(package: str, name: str, site: Path, monkeypatch: pytest.MonkeyPa
     generated.load_state_dict(upstream.state_dict())
     runtime.reset_counters()
     return upstream, generated, made
+
+
+def require_served(package: str, folder: str, script: str, site: Path) -> None:
+    """A script runs twice, each time in a process of its own: with "build" it compiles calls of a package, built as `folder`, ahead
+    of time into a store, and with "load" it is served from there."""
+    assert run_vgen("build", package, "--out", folder, cwd=site).returncode == 0
+    store = site / "store"
+    for step in ("build", "load"):
+        done = run_python(["-c", script, step, str(store)], VGEN_STORE=str(store), PYTHONPATH=str(site))
+        assert done.returncode == 0, done.stderr[-2000:]
 
 
 def require_equal_steps(

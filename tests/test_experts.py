@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 import torch._dynamo.testing
-from conftest import run_python, run_vgen
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.dbrx import modeling_dbrx as dbrx
@@ -499,11 +498,7 @@ assert (count.loaded, count.compiles) == (1, 0), count
 
 @pytest.mark.slow
 def test_another_process_runs_what_was_compiled_ahead_of_time(tmp_path: Path) -> None:
-    assert run_vgen("build", "dbrx", "--out", "built_experts", cwd=tmp_path).returncode == 0
-    store = tmp_path / "store"
-    for step in ("build", "load"):
-        done = run_python(["-c", SERVED, step, str(store)], VGEN_STORE=str(store), PYTHONPATH=str(tmp_path))
-        assert done.returncode == 0, done.stderr[-2000:]
+    built.require_served("dbrx", "built_experts", SERVED, tmp_path)
 
 
 def test_generated_models_without_gradients_are_upstreams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import built
 import pytest
 import torch
-from conftest import run_python, run_vgen
 from transformers import DynamicCache, masking_utils
 from upstreams import copy_upstream, edit_upstream
 
@@ -322,11 +321,7 @@ assert len(list(Path(sys.argv[2]).glob("*.vgenart"))) == 2
 
 @pytest.mark.slow
 def test_another_process_tells_them_apart(tmp_path: Path) -> None:
-    assert run_vgen("build", "olmo2", "--out", "built_positions", cwd=tmp_path).returncode == 0
-    store = tmp_path / "store"
-    for step in ("build", "load"):
-        done = run_python(["-c", SERVED, step, str(store)], VGEN_STORE=str(store), PYTHONPATH=str(tmp_path))
-        assert done.returncode == 0, done.stderr[-2000:]
+    built.require_served("olmo2", "built_positions", SERVED, tmp_path)
 
 
 def _fallbacks() -> dict[str, dict[str, int]]:

@@ -11,7 +11,6 @@ import built
 import pytest
 import tiny
 import torch
-from conftest import run_python, run_vgen
 from transformers.models.falcon_mamba import modeling_falcon_mamba as falcon
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 from transformers.models.rwkv import modeling_rwkv as rwkv
@@ -295,8 +294,4 @@ assert len(list(Path(sys.argv[2]).glob("*.vgenart"))) == 1
 
 @pytest.mark.slow
 def test_another_process_runs_what_was_compiled_ahead_of_time(tmp_path: Path) -> None:
-    assert run_vgen("build", "mamba", "--out", "built_scans", cwd=tmp_path).returncode == 0
-    store = tmp_path / "store"
-    for step in ("build", "load"):
-        done = run_python(["-c", SERVED, step, str(store)], VGEN_STORE=str(store), PYTHONPATH=str(tmp_path))
-        assert done.returncode == 0, done.stderr[-2000:]
+    built.require_served("mamba", "built_scans", SERVED, tmp_path)

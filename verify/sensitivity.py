@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .inputs.facts import walk_configs
 from .measure import leaves
 
 _RANGES = (0.2, 0.5)
@@ -25,7 +26,7 @@ def livelier(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     """Copies of `config` with larger random weights, by `initializer_range`; the model's own initialization reads it."""
     for value in _RANGES:
         made = copy.deepcopy(config)
-        for part in _parts(made):
+        for _, part in walk_configs(made):
             if part is made or hasattr(part, "initializer_range"):
                 part.initializer_range = value
         yield made
@@ -49,10 +50,3 @@ def _differ(a: Any, b: Any) -> bool:
         return not torch.equal(a, b)
     between = (a - b).abs()
     return bool((between[between.isfinite()] >= _LEAST).any())
-
-
-def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    yield config
-    for value in vars(config).values():
-        if isinstance(value, PreTrainedConfig):
-            yield from _parts(value)

@@ -111,31 +111,25 @@ def _target(statement: cst.CSTNode, parameters: Sequence[str]) -> str | None:
                 left=cst.Name(value=target),
                 comparisons=[cst.ComparisonTarget(operator=cst.Is(), comparator=cst.Name(value="None"))],
             ),
-            body=cst.IndentedBlock(body=body),
+            body=cst.IndentedBlock() as body,
             orelse=None,
-        ) if target in parameters:
-            if _only_makes(body, target):
-                return target
+        ) if target in parameters and _only_makes(body, target):
+            return target
     return None
 
 
-def _only_makes(body: Sequence[cst.CSTNode], target: str) -> bool:
-    """Whether statements assign a name and do nothing else, in branches or not."""
-    for statement in body:
-        match statement:
-            case cst.If(body=cst.IndentedBlock(body=inner), orelse=cst.If() as other):
-                if not (_only_makes(inner, target) and _only_makes([other], target)):
-                    return False
-            case cst.If(body=cst.IndentedBlock(body=inner), orelse=cst.Else(body=cst.IndentedBlock(body=last))):
-                if not (_only_makes(inner, target) and _only_makes(last, target)):
-                    return False
-            case cst.If(body=cst.IndentedBlock(body=inner), orelse=None):
-                if not _only_makes(inner, target):
-                    return False
-            case _:
-                if assign(statement)[0] != target:
-                    return False
-    return True
+def _only_makes(statement: cst.CSTNode | None, target: str) -> bool:
+    """Whether a statement, or each of a block and of its branches, assigns a name and does nothing else."""
+    match statement:
+        case None:
+            return True
+        case cst.IndentedBlock(body=body):
+            return all(_only_makes(each, target) for each in body)
+        case cst.If(body=body, orelse=orelse):
+            return _only_makes(body, target) and _only_makes(orelse, target)
+        case cst.Else(body=body):
+            return _only_makes(body, target)
+    return assign(statement)[0] == target
 
 
 def _only_raises(statement: cst.CSTNode) -> bool:

@@ -8,6 +8,7 @@ text holds for that size alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import libcst as cst
@@ -20,6 +21,7 @@ from .trees import Tree, Trees, walk
 CHECK = "torch_compilable_check"
 """Upstream's function (transformers/utils/import_utils.py). It takes a message, or a function that returns one."""
 _MESSAGE = "msg"
+_OF_MODULE = re.compile(r"self(\.\w+)+")
 
 
 def find(tree: Tree) -> tuple[cst.BaseExpression, ...]:
@@ -62,12 +64,4 @@ def _reads_values(message: cst.BaseExpression) -> bool:
     if not isinstance(message, cst.FormattedString | cst.ConcatenatedString):
         return False
     parts = [each.expression for each in walk(message) if isinstance(each, cst.FormattedStringExpression)]
-    return any(not _dotted(each).startswith("self.") for each in parts)
-
-
-def _dotted(value: cst.BaseExpression) -> str:
-    if isinstance(value, cst.Name):
-        return value.value
-    if isinstance(value, cst.Attribute) and (owner := _dotted(value.value)):
-        return f"{owner}.{value.attr.value}"
-    return ""
+    return any(not _OF_MODULE.fullmatch(cst.Module(body=()).code_for_node(each)) for each in parts)

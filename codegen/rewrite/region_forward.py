@@ -245,8 +245,8 @@ def _embedding(source: Source, trees: Trees, names: Names, forward: Forward) -> 
 def _embedding_comment(region: Region) -> list[str]:
     if region.embedding is None:
         return []
-    block = region.embedding
-    where = f"{block.span.file.rpartition('/')[2]}:{block.first_line}-{block.last_line}"
+    place = region.embedding.place
+    where = f"{place.span.file.rpartition('/')[2]}:{place.first_line}-{place.last_line}"
     return textwrap.wrap(f"vgen embeddings: made by reading values, so outside of the graph ({where}).", 110)
 
 

@@ -96,7 +96,7 @@ def _traits(region: Region, tag: str) -> dict[object, Thing]:
         found["dropped", name] = Thing(subject=f"{tag}: {name} read before the graph only", span=region.span)
     if region.embedding is not None:
         block = region.embedding
-        found["embeddings"] = Thing(subject=f"{tag}: {block.target} made before the graph", span=block.span)
+        found["embeddings"] = Thing(subject=f"{tag}: {block.target} made before the graph", span=block.place.span)
     if region.by_layer is not None:
         found["by layer"] = Thing(
             subject=f"{tag}: by layer", text=f"where {region.by_layer.condition}", span=region.span

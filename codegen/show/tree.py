@@ -83,7 +83,7 @@ def _region(parent: Tree, region: Region, package: Package) -> None:
         _argument(contract, shape, dropped=shape.name in region.dropped)
     if region.embedding is not None:
         block = region.embedding
-        branch.add(_at(f"self.{', self.'.join(block.parts)} make {block.target} before the region", block.span))
+        branch.add(_at(f"self.{', self.'.join(block.parts)} make {block.target} before the region", block.place.span))
     if region.hoisted:
         hoisted = _branch(branch, "hoisted", "run before the region, since they depend on values")
         for call in region.hoisted:

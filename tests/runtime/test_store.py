@@ -75,15 +75,21 @@ def test_what_others_may_write_is_loaded_only_if_a_manifest_lists_it(
         store.read(path)
 
 
+def open_manifest(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A manifest of the artifacts in a folder that the environment names, and that others may write to."""
+    listed = tmp_path / "artifacts.toml"
+    listed.write_text(store.manifest(folder))
+    listed.chmod(0o666)
+    monkeypatch.setenv("VGEN_ARTIFACTS_MANIFEST", str(listed))
+    return listed
+
+
 def test_a_manifest_that_others_may_write_is_not_trusted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.write(folder, HEADER, PAYLOAD)
     path.chmod(0o777)
-    listed = tmp_path / "artifacts.toml"
-    listed.write_text(store.manifest(folder))
-    listed.chmod(0o666)
-    monkeypatch.setenv("VGEN_ARTIFACTS_MANIFEST", str(listed))
+    open_manifest(folder, tmp_path, monkeypatch)
     with pytest.raises(ArtifactError, match=r"others may write to .*artifacts\.toml.*VGEN_ARTIFACTS_SIGNERS"):
         store.read(path)
 
@@ -111,10 +117,7 @@ def test_a_signed_manifest_is_trusted_wherever_it_lies(
 ) -> None:
     path = store.write(folder, HEADER, PAYLOAD)
     path.chmod(0o777)
-    listed = tmp_path / "artifacts.toml"
-    listed.write_text(store.manifest(folder))
-    listed.chmod(0o666)
-    monkeypatch.setenv("VGEN_ARTIFACTS_MANIFEST", str(listed))
+    listed = open_manifest(folder, tmp_path, monkeypatch)
     monkeypatch.setenv("VGEN_ARTIFACTS_SIGNERS", str(keys["signers"]))
     with pytest.raises(
         ArtifactError, match=r"artifacts\.toml\.sig isn't there; `ssh-keygen -Y sign -n vgen-artifacts"

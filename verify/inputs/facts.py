@@ -34,7 +34,7 @@ class Facts:
 
         `within` narrows it to sub-configs in whose field name it occurs, if there are any.
         """
-        configs = [config for path, config in _walk(self.config) if within in path] or list(self.configs)
+        configs = [config for path, config in walk_configs(self.config) if within in path] or list(self.configs)
         for name in names:
             for config in configs:
                 try:
@@ -69,7 +69,7 @@ def read(model: PreTrainedModel) -> Facts:
     base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
     passes = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(type(model).forward).parameters.values())
     passed = frozenset(_named(base)) if passes and isinstance(base, PreTrainedModel) else frozenset()
-    configs = tuple(config for _, config in _walk(model.config))
+    configs = tuple(config for _, config in walk_configs(model.config))
     return Facts(model=model, parameters=parameters, passed=passed - set(parameters), configs=configs)
 
 
@@ -90,8 +90,9 @@ def input_embedding(model: PreTrainedModel) -> nn.Module | None:
         return None
 
 
-def _walk(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
+def walk_configs(config: PreTrainedConfig, path: str = "") -> Iterator[tuple[str, PreTrainedConfig]]:
+    """A config and those inside it, by their paths from it."""
     yield path, config
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            yield from _walk(value, f"{path}.{name}")
+            yield from walk_configs(value, f"{path}.{name}")
