@@ -134,6 +134,7 @@ class CompiledCore:
         is_shared: Whether modules of one class call it in turns.
         is_padded: Whether matrix products are padded to widths that the hardware likes. Exact: the padding is zeros.
         has_fixed_ints: Whether every Python int among the arguments belongs to the variant.
+        has_fixed_floats: Whether Python floats are constants of the graph, those of modules too.
         graph_only: Places in upstream's code that no graph may have gone through: see `graph_only.refuse`.
         is_plain: Whether the positions of its calls are plain: see `positions.are_plain`.
     """
@@ -147,6 +148,7 @@ class CompiledCore:
         is_shared: bool,
         is_padded: bool = False,
         has_fixed_ints: bool = False,
+        has_fixed_floats: bool = True,
         graph_only: Sequence[str] = (),
         is_plain: bool = False,
     ) -> None:
@@ -155,6 +157,7 @@ class CompiledCore:
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         self._is_shared = is_shared
         self._has_fixed_ints = has_fixed_ints
+        self._has_fixed_floats = has_fixed_floats
         self._is_plain = is_plain
         keywords: dict[str, Any] = (
             {"isolate_recompiles": True, "recompile_limit": self._limit} if _IS_ISOLATING else {}
@@ -168,7 +171,11 @@ class CompiledCore:
             COMPILE_ERRORS: It can't be compiled. Nothing ran then.
         """
         with _settings(
-            self._limit, is_shared=self._is_shared, has_fixed_ints=self._has_fixed_ints, is_plain=self._is_plain
+            self._limit,
+            is_shared=self._is_shared,
+            has_fixed_ints=self._has_fixed_ints,
+            has_fixed_floats=self._has_fixed_floats,
+            is_plain=self._is_plain,
         ):
             return self._compiled(module, **arguments)
 
@@ -224,7 +231,9 @@ def ahead_of_time(
         # Guards are rebuilt where the artifact is loaded, and there may be no C++ compiler.
         "enable_cpp_symbolic_shape_guards": False,
     }
-    settings = _settings(VARIANT_LIMIT, is_shared=False, has_fixed_ints=has_fixed_ints, is_plain=is_plain)
+    settings = _settings(
+        VARIANT_LIMIT, is_shared=False, has_fixed_ints=has_fixed_ints, has_fixed_floats=True, is_plain=is_plain
+    )
     with settings, _dynamo.patch(changes):
         # Torch 2.11 looks for what a form refers to among its globals alone, built-in names included.
         function = with_globals(core, vars(builtins) | core.__globals__)
@@ -233,7 +242,9 @@ def ahead_of_time(
 
 
 @contextmanager
-def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool, is_plain: bool) -> Iterator[None]:
+def _settings(
+    limit: int, *, is_shared: bool, has_fixed_ints: bool, has_fixed_floats: bool, is_plain: bool
+) -> Iterator[None]:
     """Dynamo's settings for cores, in force for every call because any call may compile.
 
     - No duck shaping: two dimensions that happen to be equal in the first call aren't taken for one.
@@ -242,10 +253,11 @@ def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool, is_plain: bo
     - Recurrent layers, which Dynamo leaves out by default, are captured, as the operators that they are.
     - Floats are constants: those of a model's own, such as an attention's scale, don't change, and those among arguments
       belong to a variant. As inputs, which they are by default with dynamic shapes, those that are no factor of a tensor
-      make Inductor give up halfway, and Dynamo trace everything once more. Layers that share what is compiled
-      (`is_shared`) may differ in them.
-    - So do they in their index, which is an input for them: a graph holds for a range of it, or for one where it asks.
-    - So are ints that a variant tells apart (`has_fixed_ints`), such as a pair of sizes.
+      make Inductor give up halfway, and Dynamo trace everything once more. Layers that share what is compiled, and differ in
+      a float of their own, have them as inputs nevertheless (not `has_fixed_floats`).
+    - Layers that share what is compiled (`is_shared`) have their index as an input: a graph holds for a range of it, or for
+      one where it asks.
+    - Ints that a variant tells apart (`has_fixed_ints`), such as a pair of sizes, are constants.
 
     Settings are read and set one by one: `config.patch` takes several times as long. One that has its value already is
     left alone, so that calls in several threads don't restore each other's settings where these are process-wide.
@@ -269,7 +281,7 @@ def _settings(limit: int, *, is_shared: bool, has_fixed_ints: bool, is_plain: bo
         if is_shared and _INDICES not in _sources.dynamic_sources:
             changes.append((_sources, "dynamic_sources", _sources.dynamic_sources))
             _sources.dynamic_sources = ",".join(filter(None, (_sources.dynamic_sources, _INDICES)))
-        if not is_shared and not _dynamo.specialize_float:
+        if has_fixed_floats and not _dynamo.specialize_float:
             changes.append((_dynamo, "specialize_float", False))
             _dynamo.specialize_float = True
         if has_fixed_ints and not _dynamo.specialize_int:

@@ -28,7 +28,7 @@ from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
 from .state import Held, outline, put_back_buffers
 from .truths import told
-from .variants import MAX_RETRIES, MAX_VARIANTS, Variants, likeness
+from .variants import MAX_RETRIES, MAX_VARIANTS, Variants, are_first_floats, likeness
 from .views import without_bases
 from .weights import align_rows
 
@@ -182,9 +182,9 @@ class Region:
         tag = self.tag_of(module)
         count = tally(tag)
         count.calls += 1
+        without_bases(arguments)
         if self.per_instance:
             make_contiguous(arguments)
-            without_bases(arguments)
             if self.role is not Role.ENCODER and module.vgen_options.cuda_graphs:
                 widen_mask(arguments)
         own: Variants = module.__dict__["_vgen_variants"]
@@ -210,8 +210,13 @@ class Region:
             count.loaded += 1
             return self._run(module, own, form, arguments)
         alike = None if self.per_instance else likeness(module, recording, arguments)
-        variant = (call.variant, is_hooked, alike)
-        core = self._core(module, call, variant, arguments, is_hooked=is_hooked)
+        variant: Hashable = (call.variant, is_hooked, alike)
+        if self.per_instance:
+            has_fixed_floats = True
+        else:
+            has_fixed_floats = are_first_floats(self._variants(module), variant, module)
+            variant = (variant, has_fixed_floats)
+        core = self._core(module, call, variant, arguments, is_hooked=is_hooked, has_fixed_floats=has_fixed_floats)
         if isinstance(core, str):
             return self._uncompiled(module, given, core)
         return self._tried(module, core, variant, arguments, given)
@@ -270,7 +275,14 @@ class Region:
         )
 
     def _core(
-        self, module: Any, call: Call, variant: Hashable, arguments: dict[str, Any], *, is_hooked: bool
+        self,
+        module: Any,
+        call: Call,
+        variant: Hashable,
+        arguments: dict[str, Any],
+        *,
+        is_hooked: bool,
+        has_fixed_floats: bool,
     ) -> CompiledCore | str:
         """The core of a variant, made where this is its first call, or why there is none for the call."""
         variants = self._variants(module)
@@ -282,7 +294,7 @@ class Region:
             if len(variants.cores) >= MAX_VARIANTS:
                 return f"there are more than {MAX_VARIANTS} variants already"
             self.contract.mark_static(arguments, call.limits.fixed(arguments))
-            made = self._compiled(module, call, is_hooked=is_hooked)
+            made = self._compiled(module, call, is_hooked=is_hooked, has_fixed_floats=has_fixed_floats)
             core = variants.cores.setdefault(variant, made)
             tally(call.tag).variants += 1
         elif core.pinned and not core.is_for(arguments):
@@ -341,7 +353,7 @@ class Region:
             return False
         return are_plain(module, arguments, own=self.plain_positions, first_of_four=self.text_positions)
 
-    def _compiled(self, module: Any, call: Call, *, is_hooked: bool) -> CompiledCore:
+    def _compiled(self, module: Any, call: Call, *, is_hooked: bool, has_fixed_floats: bool) -> CompiledCore:
         options: Options = module.vgen_options
         if self.on_request and options.backend == "inductor" and not torch.is_grad_enabled():
             align_rows(module)
@@ -353,6 +365,7 @@ class Region:
             is_shared=not self.per_instance,
             is_padded=call.is_padded,
             has_fixed_ints=call.has_fixed_ints,
+            has_fixed_floats=has_fixed_floats,
             graph_only=call.graph_only,
             is_plain=call.is_plain,
         )

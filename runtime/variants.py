@@ -30,6 +30,8 @@ class Variants:
         self.cores: dict[Hashable, CompiledCore] = {}
         self.graphs = GraphStore()
         self.failures: dict[Hashable, str] = {}
+        # The floats of the layer that came first, by variant: see `are_first_floats`.
+        self.first_floats: dict[Hashable, Hashable] = {}
         # How often this instance tried again, by variant.
         self.retries: Counter[Hashable] = Counter()
         self.forms = Forms()
@@ -42,6 +44,7 @@ class Variants:
         self.made: Made | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
+        self.floats: tuple[tuple[str, str, float], ...] | None = None
         self.layer: int | None = None
         self.is_layer_known = False
         self.rope: str | None = None
@@ -53,6 +56,7 @@ class Variants:
         self.recording = None
         self.memos = None
         self.structure = None
+        self.floats = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -77,6 +81,23 @@ def structure_of(module: Any) -> Hashable:
         experts = (part.likeness for part in module.modules() if isinstance(part, ExpertLoop))
         own.structure = (*shapes, *flags, *configs, *experts)
     return own.structure
+
+
+def are_first_floats(shared: Variants, variant: Hashable, module: Any) -> bool:
+    """Whether a layer has the floats, such as an epsilon, of the one that came first of those that share a variant.
+
+    These are constants in a graph: as inputs, those that are no factor of a tensor make Dynamo trace everything twice. Layers
+    that differ in one, such as a rate that grows with depth, share a graph that has floats as inputs.
+    """
+    own: Variants = module.__dict__["_vgen_variants"]
+    if own.floats is None:
+        own.floats = tuple(
+            (path, name, value)
+            for path, part in module.named_modules()
+            for name, value in vars(part).items()
+            if isinstance(value, float)
+        )
+    return shared.first_floats.setdefault(variant, own.floats) == own.floats
 
 
 def likeness(module: Any, recording: Recording, arguments: dict[str, Any]) -> Hashable:

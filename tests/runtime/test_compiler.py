@@ -23,7 +23,7 @@ def core(module: Any, x: torch.Tensor) -> torch.Tensor:
     return functional.scaled_dot_product_attention(x, x, x, scale=module.scale) + module.epsilon
 
 
-def inputs_of(*, is_shared: bool) -> list[list[int]]:
+def inputs_of(*, has_fixed_floats: bool) -> list[list[int]]:
     """Of each graph that `core` is captured as, the dimensions of its inputs: of numbers, none."""
     found: list[list[int]] = []
 
@@ -32,7 +32,9 @@ def inputs_of(*, is_shared: bool) -> list[list[int]]:
         found.append([each.ndim for each in values if isinstance(each, torch.Tensor)])
         return graph
 
-    compiled = CompiledCore(core, tag="core", options=Options(backend=backend), is_shared=is_shared)
+    compiled = CompiledCore(
+        core, tag="core", options=Options(backend=backend), is_shared=True, has_fixed_floats=has_fixed_floats
+    )
     module, x = Attention(), torch.randn(2, 3, 5, 8)
     with torch.no_grad():
         torch.testing.assert_close(compiled(module, {"x": x}), core(module, x), rtol=0, atol=0)
@@ -43,9 +45,9 @@ def inputs_of(*, is_shared: bool) -> list[list[int]]:
 
 def test_floats_of_a_model_are_constants() -> None:
     # Captured once more when one changed.
-    assert inputs_of(is_shared=False) == [[4], [4]]
-    # Layers that share a graph may have numbers of their own: they are inputs.
-    assert inputs_of(is_shared=True)[0] == [4, 0, 0]
+    assert inputs_of(has_fixed_floats=True) == [[4], [4]]
+    # Layers that differ in a number share a graph that has it as an input.
+    assert inputs_of(has_fixed_floats=False)[0] == [4, 0, 0]
 
 
 def test_nothing_is_traced_a_second_time() -> None:
