@@ -290,6 +290,9 @@ class Region:
         if failure is not None:
             return failure
         core = variants.cores.get(variant)
+        own: Variants = module.__dict__["_vgen_variants"]
+        if core is None or not own.is_aligned:
+            self._align(module, own)
         if core is None:
             if len(variants.cores) >= MAX_VARIANTS:
                 return f"there are more than {MAX_VARIANTS} variants already"
@@ -353,10 +356,14 @@ class Region:
             return False
         return are_plain(module, arguments, own=self.plain_positions, first_of_four=self.text_positions)
 
+    def _align(self, module: Any, own: Variants) -> None:
+        """Lay weights out as graphs like them: of every layer that shares a graph, or it would be for the first one alone."""
+        if self.on_request and module.vgen_options.backend == "inductor" and not torch.is_grad_enabled():
+            align_rows(module)
+            own.is_aligned = True
+
     def _compiled(self, module: Any, call: Call, *, is_hooked: bool, has_fixed_floats: bool) -> CompiledCore:
         options: Options = module.vgen_options
-        if self.on_request and options.backend == "inductor" and not torch.is_grad_enabled():
-            align_rows(module)
         core = type(module).core
         return CompiledCore(
             unrecorded(core) if is_hooked else core,

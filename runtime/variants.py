@@ -49,6 +49,7 @@ class Variants:
         self.is_layer_known = False
         self.rope: str | None = None
         self.is_rope_known = False
+        self.is_aligned = False
         self.prologues = Prologues()
 
     def look_again(self) -> None:

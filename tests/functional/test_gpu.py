@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import run_vgen
 
 import vgen.runtime as runtime
 from vgen.runtime.attention import _packed_flash, _segments
@@ -264,3 +265,19 @@ def test_aligned_weights_are_the_same_weights(tmp_path: Any) -> None:
     held = other.weight.data
     align_rows(other)
     assert other.weight.data_ptr() == held.data_ptr()
+
+
+@torch.no_grad()
+def test_layers_that_share_a_graph_are_laid_out_alike(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run_vgen("build", "qwen2_5_vl", "--granularity", "block", "--out", "aligned_blocks", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"vision_config": tiny.SPECIFIC["qwen2_5_vl"]["vision_config"] | {"intermediate_size": 44, "depth": 4}}
+    made = tiny.pair("qwen2_5_vl", "aligned_blocks", changes=changes, compile_mm_encoder=True, backend="inductor")
+    upstream, generated = (each.cuda().to(torch.bfloat16).model.visual for each in made)
+    for grid in GRIDS.values():
+        check(upstream, generated, grid)
+    assert {block.mlp.down_proj.weight.stride() for block in generated.blocks} == {(48, 1)}
+    count = runtime.counters()["qwen2_5_vl.encoder.block"]
+    assert (count.compiles, count.variants) == (1, 1)
+    assert not count.fallbacks
