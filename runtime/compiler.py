@@ -5,7 +5,7 @@ import builtins
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -59,6 +59,8 @@ _shapes = torch.fx.experimental._config
 _sources = torch.compiler.config
 _INDICES = rf".*\b{LAYER_INDEX}\b"
 
+# Whether what is compiled now is compiled by `_settings`.
+_in_force: ContextVar[bool] = ContextVar("vgen_in_force", default=False)
 # Whether the core that runs is for plain positions: see `positions`. Whatever another thread traces asks for itself.
 _plain: ContextVar[bool] = ContextVar("vgen_plain", default=False)
 
@@ -87,6 +89,10 @@ class _Ignored(set[Any]):
         return type(self), (self._listed, tuple(super().__iter__()))
 
 
+class _NotInForceError(Exception):
+    """Dynamo compiles without the settings for cores."""
+
+
 class CountingBackend:
     """A `torch.compile` backend that counts what it is handed, and hands it on.
 
@@ -96,15 +102,19 @@ class CountingBackend:
         has_checks: One of them checks values while it runs.
     """
 
-    def __init__(self, tag: str, options: Options, *, is_padded: bool, graph_only: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tag: str, options: Options, *, is_padded: bool, is_shared: bool = False, graph_only: Sequence[str] = ()
+    ) -> None:
         self.graphs = 0
         self.constants: dict[str, dict[int, int]] = {}
         self.has_checks = False
         self._tag = tag
-        self._backend = _resolve(options, is_padded)
+        self._backend = _resolve(options, is_padded, is_shared)
         self._graph_only = graph_only
 
     def __call__(self, graph: GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        if not _in_force.get():
+            raise _NotInForceError
         refuse(graph, self._graph_only)
         # Counted when it is done: Dynamo may stop the backend to trace once more.
         compiled: Callable[..., Any] = self._backend(graph, example_inputs)
@@ -152,7 +162,7 @@ class CompiledCore:
         graph_only: Sequence[str] = (),
         is_plain: bool = False,
     ) -> None:
-        self.backend = CountingBackend(tag, options, is_padded=is_padded, graph_only=graph_only)
+        self.backend = CountingBackend(tag, options, is_padded=is_padded, is_shared=is_shared, graph_only=graph_only)
         self.pinned: dict[tuple[str, int], int] = {}
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         self._is_shared = is_shared
@@ -170,6 +180,11 @@ class CompiledCore:
         Raises:
             COMPILE_ERRORS: It can't be compiled. Nothing ran then.
         """
+        if self.backend.graphs:
+            # Most calls compile nothing: they go without settings, which take longer to make than guards to check. Where Dynamo
+            # has nothing that fits, its attempt fails in the backend at the latest, and nothing ran.
+            with suppress(*COMPILE_ERRORS):
+                return self._compiled(module, **arguments)
         with _settings(
             self._limit,
             is_shared=self._is_shared,
@@ -245,7 +260,7 @@ def ahead_of_time(
 def _settings(
     limit: int, *, is_shared: bool, has_fixed_ints: bool, has_fixed_floats: bool, is_plain: bool
 ) -> Iterator[None]:
-    """Dynamo's settings for cores, in force for every call because any call may compile.
+    """Dynamo's settings for cores, without which the backend takes no graph.
 
     - No duck shaping: two dimensions that happen to be equal in the first call aren't taken for one.
     - Guards on the hooks of submodules, which Dynamo leaves out by default: a hook added later takes effect.
@@ -263,7 +278,7 @@ def _settings(
     left alone, so that calls in several threads don't restore each other's settings where these are process-wide.
     """
     changes: list[tuple[Any, str, Any]] = []
-    token = _plain.set(is_plain)
+    tokens = [(_plain, _plain.set(is_plain)), (_in_force, _in_force.set(True))]
     try:
         if _shapes.use_duck_shape:
             changes.append((_shapes, "use_duck_shape", True))
@@ -301,12 +316,15 @@ def _settings(
     finally:
         for config, name, value in changes:
             setattr(config, name, value)
-        _plain.reset(token)
+        for variable, token in tokens:
+            variable.reset(token)
 
 
-def _resolve(options: Options, is_padded: bool) -> Callable[..., Any]:
+def _resolve(options: Options, is_padded: bool, is_shared: bool) -> Callable[..., Any]:
     if options.backend == "inductor":
-        return _Inductor(options.mode, has_gradients=torch.is_grad_enabled(), is_padded=is_padded)
+        return _Inductor(
+            options.mode, has_gradients=torch.is_grad_enabled(), is_padded=is_padded, is_launched=is_shared
+        )
     if isinstance(options.backend, str):
         from torch._dynamo.backends.registry import lookup_backend
 
@@ -318,6 +336,15 @@ class _Inductor(AotAutograd):
     """What `torch.compile` itself makes of "inductor" and a mode, with the settings that suit the graph.
 
     Of the kind of backends whose results PyTorch can save.
+
+    Args:
+        mode: That of the options.
+        has_gradients: Whether it is compiled for calls with gradients.
+        is_padded: See `CompiledCore`.
+        is_launched: No CUDA graph replays it: the host launches each kernel, for which operators of the runtime's own take it
+            longer than their kernels are faster.
+        settings: Inductor's, besides.
+        graph_only: See `CompiledCore`.
     """
 
     def __init__(
@@ -326,6 +353,7 @@ class _Inductor(AotAutograd):
         *,
         has_gradients: bool,
         is_padded: bool,
+        is_launched: bool = False,
         settings: Mapping[str, Any] | None = None,
         graph_only: Sequence[str] = (),
     ) -> None:
@@ -333,6 +361,7 @@ class _Inductor(AotAutograd):
         self._mode = mode
         self._has_gradients = has_gradients
         self._is_padded = is_padded
+        self._is_launched = is_launched
         self._settings = dict(settings or {})
         self._graph_only = graph_only
 
@@ -344,7 +373,7 @@ class _Inductor(AotAutograd):
             if self._is_padded:
                 align_matrices(gm)
                 settings = _UNPADDED
-            else:
+            elif not self._is_launched:
                 multiply_rows(gm)
                 attend_in_parts(gm)
         wrapper = torch._TorchCompileInductorWrapper(self._mode, settings | self._settings, True)  # type: ignore[no-untyped-call]

@@ -417,7 +417,9 @@ class Region:
         if self.per_instance:
             own: Variants = module.__dict__["_vgen_variants"]
             return own
-        return self._shared.setdefault((type(module), module.vgen_options), Variants())
+        place = (type(module), module.vgen_options)
+        found = self._shared.get(place)
+        return found if found is not None else self._shared.setdefault(place, Variants())
 
     def forget(self) -> None:
         """Let go of what the instances of a class share: the next call compiles anew."""
