@@ -211,7 +211,7 @@ def _plans(task: Task, model: Any, variant: Variant) -> Iterator[_Plan]:
 
 def _case(task: Task, model: Any, plan: _Plan, expected: list[dict[str, Any]] | None, dtype: Any) -> Case:
     from .. import runtime
-    from ..runtime.artifact import building
+    from ..runtime.building import building
     from ..runtime.errors import ArtifactError
     from ..verify.measure import Mismatch, difference
 

@@ -326,7 +326,7 @@ def _artifacts(contender: Contender) -> Iterator[None]:
     """Where artifacts are saved, or loaded from; nothing is compiled where they are loaded."""
     store = contender.outputs / "store"
     if contender.name == SAVES:
-        from vgen.runtime.artifact import building
+        from vgen.runtime.building import building
 
         with building(store):
             yield

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, StaticCache
 
 from vgen.generated.llama import LlamaModel
 from vgen.runtime import region
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 from vgen.runtime.region import Region
 
 TARGET = 20.0

@@ -127,7 +127,7 @@ def child(way: str, layers: int, hidden: int, device: str, dtype: str) -> None:
     begun = time.process_time()
     with torch.no_grad():
         if way == "build":
-            from vgen.runtime.artifact import building
+            from vgen.runtime.building import building
 
             with building(Path(os.environ["VGEN_STORE"])):
                 output = model(ids, use_cache=False).logits

@@ -213,6 +213,7 @@ def ahead_of_time(
     arguments: dict[str, Any],
     *,
     options: Options,
+    is_shared: bool,
     is_padded: bool,
     has_fixed_ints: bool,
     graph_only: Sequence[str],
@@ -226,7 +227,8 @@ def ahead_of_time(
         module: Its module.
         arguments: Its arguments by name.
         options: The mode; the backend is Inductor.
-        is_padded: See `CompiledCore`.
+        is_shared: See `CompiledCore`.
+        is_padded: Likewise.
         has_fixed_ints: Likewise.
         graph_only: Likewise.
         is_plain: Likewise.
@@ -236,7 +238,12 @@ def ahead_of_time(
         PyTorch's AOTCompiledFunction.
     """
     backend = _Inductor(
-        options.mode, has_gradients=False, is_padded=is_padded, settings=SETTINGS, graph_only=graph_only
+        options.mode,
+        has_gradients=False,
+        is_padded=is_padded,
+        is_launched=is_shared,
+        settings=SETTINGS,
+        graph_only=graph_only,
     )
     guards: dict[str, Any] = {"guard_filter_fn": lambda entries: [keeps(each) for each in entries]}
     changes: dict[str, Any] = {
@@ -247,7 +254,7 @@ def ahead_of_time(
         "enable_cpp_symbolic_shape_guards": False,
     }
     settings = _settings(
-        VARIANT_LIMIT, is_shared=False, has_fixed_ints=has_fixed_ints, has_fixed_floats=True, is_plain=is_plain
+        VARIANT_LIMIT, is_shared=is_shared, has_fixed_ints=has_fixed_ints, has_fixed_floats=True, is_plain=is_plain
     )
     with settings, _dynamo.patch(changes):
         # Torch 2.11 looks for what a form refers to among its globals alone, built-in names included.

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .caches import LAYER_INDEX
 from .parallel import is_distributed, layout, local_part, spell_forward
 from .watch import UnwatchableError, Watch
 
@@ -63,8 +64,12 @@ class Fingerprint:
         digest: The sha256 of the lines, in hex: equal in two processes for modules that one artifact can serve.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, index: int | None = None) -> None:
         """
+        Args:
+            module: The root of the tree.
+            index: That of a layer, which it asks caches for. Put in words, it is the same for all layers.
+
         Raises:
             UnsuitableError: A hook, a tensor subclass, a replaced forward, or an attribute that can't be put in words.
         """
@@ -83,6 +88,7 @@ class Fingerprint:
         self._configs: dict[int, str] = {}
         self._kept: list[object] = []
         self._hooks: list[dict[Any, Any]] = []
+        self._index = index
         # Read first: what changes while this looks makes the next check fail.
         self._handles = RemovableHandle.next_id
         self.lines: dict[str, str] = {}
@@ -127,7 +133,9 @@ class Fingerprint:
             self._hooks.append(own[name])
         self._dicts.append(own)
         for name, value in sorted(own.items()):
-            if name not in _INTERNAL and not name.startswith("_vgen"):
+            if name == LAYER_INDEX and value is not None and value == self._index:
+                parts.append(f"{name} of the layer")
+            elif name not in _INTERNAL and not name.startswith("_vgen"):
                 parts.append(f"{name}={self._value(value, f'{where}.{name}')}")
         for kind in ("_parameters", "_buffers"):
             tensors: dict[str, torch.Tensor | None] = own[kind]

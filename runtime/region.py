@@ -272,6 +272,8 @@ class Region:
             has_fixed_ints=self._has_fixed_ints,
             graph_only=graph_only,
             is_plain=is_plain,
+            is_shared=not self.per_instance,
+            layer=own.layer,
         )
 
     def _core(

@@ -54,6 +54,14 @@ def _is_of_state(guard: Any, caches: Sequence[str]) -> bool:
     return any(name != each and name.startswith(each) for each in caches)
 
 
+def relates(compiled: Any, name: str) -> bool:
+    """Whether an attribute of a module is among the sizes and numbers whose relations a form that can be saved was made for."""
+    from torch._dynamo.package import load_guards_state
+
+    parts = load_guards_state(compiled._artifacts.guards_state).shape_code_parts
+    return parts is not None and any(f".{name}" in each for each in parts.python_code_parts.exprs)
+
+
 def is_kept(entry: Any) -> bool:
     """Whether one of Dynamo's guards is saved: one on an argument or on the interpreter's state."""
     from torch._dynamo.guards import CheckFunctionManager

@@ -7,10 +7,11 @@ from typing import Any, Self
 
 import torch
 
-from .artifact import Form, Forms
+from .artifact import Form
 from .compiler import CompiledCore
 from .cuda_graphs import GraphedCore, GraphStore
 from .expert_loops import ExpertLoop
+from .forms import Forms
 from .limits import Limits
 from .memos import Made, Memos
 from .prologue import Prologues

@@ -481,7 +481,7 @@ import torch
 from built_experts.dbrx import DbrxModel
 from transformers.models.dbrx.modeling_dbrx import DbrxModel as Upstream
 from vgen.runtime import counters
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 from vgen.verify.making import make_tiny
 made = make_tiny(Upstream)
 torch.manual_seed(0)

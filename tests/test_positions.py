@@ -298,7 +298,7 @@ import torch
 from built_positions.olmo2 import Olmo2Model
 from transformers.models.olmo2.modeling_olmo2 import Olmo2Model as Upstream
 from vgen.runtime import counters
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 from vgen.verify.making import make_tiny
 made = make_tiny(Upstream)
 torch.manual_seed(0)

@@ -24,7 +24,7 @@ from vgen.codegen.analyze.trees import Trees
 from vgen.codegen.facts import Ref
 from vgen.codegen.source import Source, folder, installed
 from vgen.runtime import divide_rounding_up
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 from vgen.runtime.size_buffers import EXACT
 
 MIMI = Ref(file="transformers/models/mimi/modeling_mimi.py", name="MimiConv1d")

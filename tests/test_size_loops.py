@@ -275,7 +275,7 @@ import torch
 from built_scans.mamba import MambaModel
 from transformers.models.mamba.modeling_mamba import MambaModel as Upstream
 from vgen.runtime import counters
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 from vgen.verify.making import make_tiny
 made = make_tiny(Upstream)
 torch.manual_seed(0)

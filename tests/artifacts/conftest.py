@@ -11,7 +11,7 @@ from served import PROMPT, EagerCore, decode, make, served_once
 
 import vgen.runtime as runtime
 from vgen.runtime import region
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from served import PROMPT, EagerCore, make
 
 import vgen.runtime as runtime
 from vgen.runtime import region
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 from vgen.runtime.errors import ArtifactError
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, sys.argv[2])
 import torch
 from served import PROMPT, make
 from vgen.runtime import counters
-from vgen.runtime.artifact import building
+from vgen.runtime.building import building
 upstream, model = make()
 with torch.no_grad(), building(Path(sys.argv[1])):
     found = model(input_ids=PROMPT, use_cache=False).logits
