@@ -11,6 +11,7 @@ from .artifact import Form, Forms
 from .compiler import CompiledCore
 from .cuda_graphs import GraphedCore, GraphStore
 from .expert_loops import ExpertLoop
+from .held_states import HeldStates
 from .limits import Limits
 from .memos import Made, Memos
 from .prologue import Prologues
@@ -40,6 +41,7 @@ class Variants:
         self.graph_only: tuple[str, ...] = ()
         self.memos: Memos | None = None
         self.made: Made | None = None
+        self.held: HeldStates | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
         self.layer: int | None = None
@@ -52,6 +54,8 @@ class Variants:
         """Forget what was derived from the modules, which have changed. What they had yet to make still tells variants apart."""
         self.recording = None
         self.memos = None
+        self.held = None
+        self.runners.clear()
         self.structure = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
