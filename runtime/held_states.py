@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States that upstream's modules hold from one call to the next, as plain attributes, such as those of a recurrence.
+"""States that upstream's modules hold from one call to the next, as plain attributes, such as those of a recurrence, or whether
+weights were rescaled.
 
 They are arguments in all but name: a graph is made for a state's kind as it is for an argument's, and another kind is another
 variant. Which of them a graph reads is known by what it is guarded by, not from the source: one that is written before it is read
@@ -21,7 +22,7 @@ from .preparing import set_by
 class HeldStates:
     """The states in one module and its parts.
 
-    An attribute is one where it is None or a tensor, and any of the parts' methods sets it on whatever object. What is
+    An attribute is one where it is None, a tensor or a flag, and any of the parts' methods sets it on whatever object. What is
     forgotten around each graph (see `memos`) isn't.
 
     Args:
@@ -36,7 +37,7 @@ class HeldStates:
             (held, name)
             for held in (vars(part) for part in parts if not is_remembering(part))
             for name in sorted(names & held.keys())
-            if held[name] is None or isinstance(held[name], torch.Tensor)
+            if held[name] is None or isinstance(held[name], bool | torch.Tensor)
         ]
 
     @property
@@ -49,7 +50,7 @@ class HeldStates:
         return [held.get(name) for held, name in self._places]
 
     def are(self, states: Sequence[Any]) -> bool:
-        """Whether the modules hold the very tensors that they held when `now` returned this."""
+        """Whether the modules hold the very objects that they held when `now` returned this."""
         return all(map(is_, self.now(), states))
 
     def put_back(self, states: Sequence[Any]) -> None:
@@ -74,7 +75,7 @@ def kinds(states: Iterable[Any], arguments: Mapping[str, Any], dynamic: Iterable
 
 def _kind(state: Any, sizes: Sequence[tuple[Hashable, int]]) -> Hashable:
     if not isinstance(state, torch.Tensor):
-        return type(state).__qualname__
+        return state if isinstance(state, bool) else type(state).__qualname__
     relations = tuple(tuple(name for name, size in sizes if size == own) for own in state.shape)
     base = _layout(state._base) if state._is_view() and state._base is not None else None
     return _layout(state), relations, base

@@ -63,12 +63,14 @@ def _unmark(part: nn.Module) -> None:
 
 @cache
 def set_by(cls: Any) -> frozenset[str]:
-    """The attributes that methods of a class set, its constructors and what all modules and models have left out."""
+    """The attributes that methods of a class set, its constructors and what all modules and models have left out. So is what
+    decorators of other files set, as upstream's does for the time of a call."""
     found: set[str] = set()
     for base in cls.__mro__:
         if base not in PreTrainedModel.__mro__ and not base.__module__.startswith("torch."):
             for name, function in vars(base).items():
                 while name != "__init__" and isinstance(function, FunctionType):
-                    found |= stored(function)
+                    if function.__globals__.get("__name__") == base.__module__:
+                        found |= stored(function)
                     function = getattr(function, "__wrapped__", None)
     return frozenset(found)

@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     RecurrentGemmaConfig,
     RecurrentGemmaModel,
+    RwkvConfig,
+    RwkvModel,
 )
 from transformers.models.clvp.modeling_clvp import ClvpRotaryPositionalEmbedding
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
@@ -46,6 +48,16 @@ def test_recurrent_states_are_found() -> None:
     assert not held.is_empty
     assert [name for _, name in held._places] == ["conv1d_state", "recurrent_states"] * 2
     assert held.now() == [None] * 4
+
+
+def test_flags_that_a_forward_sets_are_states() -> None:
+    model = RwkvModel(RwkvConfig(vocab_size=8, hidden_size=16, num_hidden_layers=2, rescale_every=1)).eval()
+    held = HeldStates(model)
+    assert [name for _, name in held._places] == ["layers_are_rescaled"]
+    before = held.now()
+    model(torch.ones(1, 3, dtype=torch.long))
+    assert not held.are(before)
+    assert kinds(held.now(), {}, []) != kinds(before, {}, [])
 
 
 @pytest.mark.parametrize("config", [LlamaConfig, BertConfig])
