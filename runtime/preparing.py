@@ -69,7 +69,7 @@ def set_by(cls: Any) -> frozenset[str]:
     for base in cls.__mro__:
         if base not in PreTrainedModel.__mro__ and not base.__module__.startswith("torch."):
             for name, function in vars(base).items():
-                while name != "__init__" and isinstance(function, FunctionType):
+                while name not in ("__init__", "_init_weights") and isinstance(function, FunctionType):
                     if function.__globals__.get("__name__") == base.__module__:
                         found |= stored(function)
                     function = getattr(function, "__wrapped__", None)
