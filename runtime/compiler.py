@@ -4,7 +4,7 @@
 import builtins
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -164,6 +164,7 @@ class CompiledCore:
     ) -> None:
         self.backend = CountingBackend(tag, options, is_padded=is_padded, is_shared=is_shared, graph_only=graph_only)
         self.pinned: dict[tuple[str, int], int] = {}
+        self._states: set[Hashable] = set()
         self._limit = SHARED_LIMIT if is_shared else VARIANT_LIMIT
         self._is_shared = is_shared
         self._has_fixed_ints = has_fixed_ints
@@ -201,6 +202,13 @@ class CompiledCore:
                 size = self.backend.constants.get(source, {}).get(dim)
                 if size is not None:
                     self.pinned[name, dim] = size
+
+    def is_for_other_states(self, kind: Hashable) -> bool:
+        """Note what kind of states (see `held_states.kinds`) the last graph was made for. Returns whether all graphs before it
+        were for other kinds."""
+        is_other = bool(self._states) and kind not in self._states
+        self._states.add(kind)
+        return is_other
 
     def is_for(self, arguments: Mapping[str, Any]) -> bool:
         """Whether a call has the sizes that are pinned."""

@@ -20,6 +20,7 @@ class RegionCounters:
         compiles: Calls in which something was compiled.
         graphs: Graphs that were handed to the backend.
         variants: Variants that were met first.
+        held: Of these, the variants that only what the modules held told apart: see `held_states`.
         recordings: CUDA graphs that were recorded.
         replays: Calls that replayed one.
         loaded: Calls that a loaded artifact served.
@@ -30,6 +31,7 @@ class RegionCounters:
     compiles: int
     graphs: int
     variants: int
+    held: int
     recordings: int
     replays: int
     loaded: int
@@ -44,6 +46,7 @@ class Tally:
     compiles: int = 0
     graphs: int = 0
     variants: int = 0
+    held: int = 0
     recordings: int = 0
     replays: int = 0
     loaded: int = 0
@@ -81,6 +84,7 @@ def counters() -> dict[str, RegionCounters]:
                 compiles=each.compiles,
                 graphs=each.graphs,
                 variants=each.variants,
+                held=each.held,
                 recordings=each.recordings,
                 replays=each.replays,
                 loaded=each.loaded,

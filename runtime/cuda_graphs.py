@@ -31,6 +31,7 @@ from .graph_buffers import (
     restored_or_none,
 )
 from .graph_fingerprint import GraphFingerprint
+from .held_states import HeldStates
 from .limits import Limits
 from .packing import Bucket, bucket_for
 
@@ -172,6 +173,7 @@ class GraphedCore:
         limits: The limits of its module.
         is_packed: Whether tokens meet in packed attention only, so that padding is exact.
         store: Where the graphs are.
+        held: The states of its module. A replay would set none, so calls that do aren't recorded.
     """
 
     def __init__(
@@ -183,6 +185,7 @@ class GraphedCore:
         limits: Limits,
         is_packed: bool,
         store: GraphStore,
+        held: HeldStates,
     ) -> None:
         self._core = core
         self._tag = tag
@@ -190,6 +193,7 @@ class GraphedCore:
         self._limits = limits
         self._is_packed = is_packed
         self._store = store
+        self._held = held
         # Why this variant can't be recorded.
         self._reason: str | None = None
 
@@ -198,7 +202,9 @@ class GraphedCore:
         tensor = _first_tensor(arguments)
         if self._reason is not None or tensor is None or torch.is_grad_enabled() or not store.recorder.usable(tensor):
             return self._core(module, arguments)
-        bucket = bucket_for(self._contract, arguments) if self._is_packed and store.is_padding else None
+        # Padded calls run more than once, which states would tell.
+        is_padding = self._is_packed and store.is_padding and self._held.is_empty
+        bucket = bucket_for(self._contract, arguments) if is_padding else None
         try:
             signature = self._signature(arguments, bucket, tensor.device)
         except NotReplayableError:
@@ -231,8 +237,9 @@ class GraphedCore:
             self._contract.mark_static(buffers.arguments, self._limits.fixed(buffers.arguments))
         taken = buffers.arguments if buffers is not None else arguments
         noted = note(buffers.arguments) if buffers is not None else None
+        states = self._held.now()
         result = self._core(module, taken)
-        is_written = give_back(noted, taken, arguments)
+        is_written = give_back(noted, taken, arguments) or not self._held.are(states)
         try:
             # Copied, since it may be a view of a buffer.
             own = restored(result, taken, arguments, None)
@@ -284,11 +291,15 @@ class GraphedCore:
         assert buffers is not None
         buffers.fill(arguments)
         taken = buffers.arguments
+        states = self._held.now()
         try:
             graph, output, size = store.recorder.record(lambda: self._core(module, taken))
             restored(output, taken, arguments, bucket)
+            if not self._held.are(states):
+                raise NotReplayableError("it sets states of its modules")
         except (RuntimeError, NotReplayableError) as error:
             # What was recorded didn't run, so nothing happened yet.
+            self._held.put_back(states)
             self._reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
             logger.info("%s runs without CUDA graphs: %s", self._tag, self._reason)
             return self._core(module, arguments) if result is None else result

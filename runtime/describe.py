@@ -24,7 +24,7 @@ def mode() -> Hashable:
 
 def describe(value: object) -> Hashable:
     """Describe a value: tensors with all dimensions dynamic, plain values by type and value, and the structure of
-    tuples, lists, dicts and Transformers' caches.
+    tuples, lists, dicts, Transformers' caches and plain objects that hold tensors, as caches of a model's own do.
 
     Raises:
         UndescribableError: It is, or holds, something else.
@@ -44,6 +44,8 @@ def describe(value: object) -> Hashable:
         return (type(value), *((key, describe(each)) for key, each in value.items() if _is_key(key)))
     if isinstance(value, tuple | list):
         return (type(value), *map(describe, value))
+    if type(value).__mro__[1:] == (object,) and _holds_tensors(getattr(value, "__dict__", None)):
+        return (type(value), *((name, _describe_attribute(each)) for name, each in vars(value).items()))
     raise UndescribableError(f"a value of type {type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -57,6 +59,24 @@ def _is_key(key: object) -> bool:
     if isinstance(key, str | int):
         return True
     raise UndescribableError(f"a dict key of type {type(key).__module__}.{type(key).__qualname__}")
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tensors, value.values()))
+    return any(map(_holds_tensors, value)) if isinstance(value, tuple | list) else isinstance(value, torch.Tensor)
+
+
+def _describe_attribute(value: object) -> Hashable:
+    """What a plain object has under a name. Counts and configs are told by type alone: where a graph depends on more, Dynamo's
+    guards ask for it."""
+    if isinstance(value, dict):
+        return (type(value), *((key, _describe_attribute(each)) for key, each in value.items()))
+    if isinstance(value, tuple | list):
+        return (type(value), *map(_describe_attribute, value))
+    if value is None or isinstance(value, bool | torch.Tensor):
+        return describe(value)
+    return (type(value),)
 
 
 def _describe_cache(cache: Cache) -> Hashable:

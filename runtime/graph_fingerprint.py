@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .held_states import HeldStates
 from .watch import UnwatchableError, Watch
 
 # A module that is written to more often isn't worth watching.
@@ -18,7 +19,7 @@ _training = attrgetter("training")
 
 
 class GraphFingerprint:
-    """The modules, parameters and buffers below a module, where their memory is, and what else steers a forward.
+    """The modules, parameters, buffers and held states below a module, where their memory is, and what else steers a forward.
 
     A replay reads weights from the addresses that it was recorded with: values changed in place are seen, moved memory
     isn't. Every check is made of few calls that loop in C, since it is made for each replayed call.
@@ -42,7 +43,9 @@ class GraphFingerprint:
         self._dicts: list[Any] = [*tables, *self._attributes, *self._hooks]
         self._lengths = list(map(len, self._dicts))
         self._objects = list(chain.from_iterable(map(dict.values, self._tables)))
-        self._tensors = [each for each in self._objects if isinstance(each, torch.Tensor)]
+        self._held = HeldStates(module)
+        self._states = self._held.now()
+        self._tensors = [each for each in (*self._objects, *self._states) if isinstance(each, torch.Tensor)]
         self._addresses = list(map(_data_ptr, self._tensors))
         self._config = getattr(module, "config", None)
         self._settings = dict(self._config.__dict__) if self._config is not None else {}
@@ -74,6 +77,7 @@ class GraphFingerprint:
         held = (
             list(map(len, self._dicts)) == self._lengths
             and all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._objects))
+            and self._held.are(self._states)
             and not any(map(_training, self._modules))
         )
         self._watch = watch if held else None

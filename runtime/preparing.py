@@ -7,6 +7,7 @@ from types import FunctionType
 from typing import Any
 
 from torch import nn
+from transformers.modeling_utils import PreTrainedModel
 
 from .memos import stored
 
@@ -52,7 +53,7 @@ def _unmark(part: nn.Module) -> None:
     itself which of its buffers aren't saved. The tensors stay where they are.
     """
     cls: Any = type(part)
-    for name in _set_by(cls) & part._buffers.keys():
+    for name in set_by(cls) & part._buffers.keys():
         buffer = part._buffers[name]
         is_saved = name not in part._non_persistent_buffers_set
         if buffer is not None and getattr(buffer, "persistent", None) is is_saved:
@@ -61,13 +62,15 @@ def _unmark(part: nn.Module) -> None:
 
 
 @cache
-def _set_by(cls: Any) -> frozenset[str]:
-    """The attributes that methods of a class set, its constructors and those of all modules left out."""
+def set_by(cls: Any) -> frozenset[str]:
+    """The attributes that methods of a class set, its constructors and what all modules and models have left out. So is what
+    decorators of other files set, as upstream's does for the time of a call."""
     found: set[str] = set()
     for base in cls.__mro__:
-        if not base.__module__.startswith("torch."):
+        if base not in PreTrainedModel.__mro__ and not base.__module__.startswith("torch."):
             for name, function in vars(base).items():
-                while name != "__init__" and isinstance(function, FunctionType):
-                    found |= stored(function)
+                while name not in ("__init__", "_init_weights") and isinstance(function, FunctionType):
+                    if function.__globals__.get("__name__") == base.__module__:
+                        found |= stored(function)
                     function = getattr(function, "__wrapped__", None)
     return frozenset(found)

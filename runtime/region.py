@@ -16,6 +16,7 @@ from .counting import record_fallback, tally
 from .cuda_graphs import GraphedCore
 from .expert_loops import ExpertLoop
 from .generation import widen_mask
+from .held_states import HeldStates, kinds
 from .limits import Limits
 from .memos import Made, Memos
 from .positions import are_plain, made_by_looking, made_without_looking
@@ -315,6 +316,7 @@ class Region:
         variants = self._variants(module)
         graphs = core.backend.graphs
         held = None if graphs else Held(module)
+        states = _held(own, module).now()
         failed: RuntimeError | None = None
         watched = not graphs and torch.is_inference_mode_enabled()
         buffers = dict(module.named_buffers()) if watched else {}
@@ -333,7 +335,11 @@ class Region:
         finally:
             if core.backend.graphs != graphs:
                 tally(tag).compiles += 1
-                core.pin(self.contract.dynamic(arguments))
+                dynamic = self.contract.dynamic(arguments)
+                core.pin(dynamic)
+                if core.is_for_other_states(kinds(states, arguments, dynamic)):
+                    tally(tag).variants += 1
+                    tally(tag).held += 1
         # Outside of the handler, so that an error of upstream's comes without Dynamo's as its context. If there is
         # one, it may be what stopped the compiler: the variant is remembered as impossible only if this succeeds.
         if failed is not None:
@@ -401,6 +407,7 @@ class Region:
             return core
         if any(isinstance(part, ExpertLoop) and part.reads_on_host for part in module.modules()):
             return core
+        own: Variants = module.__dict__["_vgen_variants"]
         assert variants.limits is not None
         return GraphedCore(
             core,
@@ -409,6 +416,7 @@ class Region:
             limits=variants.limits,
             is_packed=self.packed_attention,
             store=variants.graphs,
+            held=_held(own, module),
         )
 
     def _uncompiled(self, module: Any, arguments: dict[str, Any], reason: str) -> Any:
@@ -446,6 +454,12 @@ class Region:
                 own.is_rope_known = True
             return own.rope
         return None
+
+
+def _held(own: Variants, module: Any) -> HeldStates:
+    if own.held is None:
+        own.held = HeldStates(module)
+    return own.held
 
 
 def _is_bidirectional(module: Any) -> bool:

@@ -12,6 +12,7 @@ from .compiler import CompiledCore
 from .cuda_graphs import GraphedCore, GraphStore
 from .expert_loops import ExpertLoop
 from .forms import Forms
+from .held_states import HeldStates
 from .limits import Limits
 from .memos import Made, Memos
 from .prologue import Prologues
@@ -43,6 +44,7 @@ class Variants:
         self.graph_only: tuple[str, ...] = ()
         self.memos: Memos | None = None
         self.made: Made | None = None
+        self.held: HeldStates | None = None
         self.sizes: SizeReader | None = None
         self.structure: Hashable = None
         self.floats: tuple[tuple[str, str, float], ...] | None = None
@@ -57,6 +59,8 @@ class Variants:
         """Forget what was derived from the modules, which have changed. What they had yet to make still tells variants apart."""
         self.recording = None
         self.memos = None
+        self.held = None
+        self.runners.clear()
         self.structure = None
         self.floats = None
 

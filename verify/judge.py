@@ -184,14 +184,14 @@ def _when(tag: str, runs: list[Run]) -> str:
 
 
 def _needless(tag: str, runs: list[Run]) -> Iterator[Finding]:
-    """Variants that a case met which only has other sizes than one before it."""
+    """Variants that a case met which only has other sizes than one before it, and whose modules held states of the same kinds."""
     by_name = {run.case.name: run for run in runs}
     for run in runs:
         earlier = run.before.get(tag)
         if run.case.like is None or not _differ_in_sizes(by_name[run.case.like].inputs, run.inputs):
             continue
         if earlier is not None and earlier.variants:
-            more = _grown(run, tag, "variants") - run.case.branches
+            more = _grown(run, tag, "variants") - _grown(run, tag, "held") - run.case.branches
             if run.case.like in _first_runs(tag, runs) and more > 0:
                 message = f"{more} further variant(s) for other sizes than in “{run.case.like}”"
                 yield Finding(kind=Kind.VARIANTS, message=message, case=run.case.name, region=tag)

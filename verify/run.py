@@ -32,9 +32,9 @@ PROVING = (
     "runtime",
     *(
         f"verify/{name}"
-        for name in ("calls.py", "cases.py", "checks", "entries.py", "inputs", "making.py", "measure.py", "pair.py")
+        for name in ("calls.py", "cases.py", "checks", "entries.py", "inputs", "judge.py", "making.py", "measure.py")
     ),
-    *(f"verify/{name}" for name in ("proof.py", "snapshot.py", "stock.py", "tiny")),
+    *(f"verify/{name}" for name in ("pair.py", "proof.py", "runs.py", "snapshot.py", "stock.py", "tiny")),
 )
 """What decides on results: where it is another, nothing is remembered."""
 

@@ -79,7 +79,10 @@ class Instances:
 
 def twin(model: Any, instance: Instance) -> Any:
     """A copy with what an instance has set. It compiles for itself."""
-    twin = copy.deepcopy(model)
+    # A state that training left in a module is a result, which PyTorch refuses to copy.
+    results = (each for part in model.modules() for each in vars(part).values() if isinstance(each, torch.Tensor))
+    memo = {id(each): each.detach().clone() for each in results if each.grad_fn is not None}
+    twin = copy.deepcopy(model, memo)
     match instance:
         case Instance.EAGER_ATTENTION:
             twin.set_attn_implementation("eager")

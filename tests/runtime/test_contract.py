@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, StaticCache, xLSTMConfig
+from transformers.models.xlstm.modeling_xlstm import xLSTMCache
 
 from vgen.runtime import Contract, size, tensor
 from vgen.runtime.contract import Violation
@@ -137,6 +138,36 @@ def test_encoder_decoder_caches() -> None:
     empty = EncoderDecoderCache(DynamicCache(), DynamicCache())
     used = EncoderDecoderCache(filled(DynamicCache(), 3), filled(DynamicCache(), 4))
     assert variant(cache=empty) != variant(cache=used)
+
+
+def states(batch: int = 3, **changes: object) -> xLSTMCache:
+    cache = xLSTMCache(xLSTMConfig(num_hidden_layers=2, num_heads=2, hidden_size=8), batch, dtype=torch.float32)
+    vars(cache).update(changes)
+    return cache
+
+
+def test_plain_objects_that_hold_tensors() -> None:
+    plain = variant(cache=states())
+    assert isinstance(plain, tuple)
+    # Sizes, counts and values are no part of it, and neither is the config, which is another object.
+    assert variant(cache=states(5)) == plain
+    assert variant(cache=states(seqlen_offset=torch.tensor([7]))) == plain
+    assert variant(cache=states(count=1)) == variant(cache=states(count=2)) != plain
+    first, others = states().rnn_state[0], states().rnn_state
+    kinds = [
+        variant(cache=each)
+        for each in (
+            states(1),
+            states(rnn_state_initial=False),
+            states(rnn_state_initial=True),
+            states(seqlen_offset=None),
+            states(rnn_state={0: first}),
+            states(rnn_state={**others, 1: first[:2]}),
+            states(rnn_state={**others, 1: list(first)}),
+            states(rnn_state={**others, 1: (first[0].double(), *first[1:])}),
+        )
+    ]
+    assert len({plain, *kinds}) == len(kinds) + 1
 
 
 def test_arguments_are_readable() -> None:

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, RecurrentGemmaConfig, StaticCache
 from transformers.models.llama import modeling_llama
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 
 from vgen.runtime import Contract, counters, options, size, tensor
 from vgen.runtime.cuda_graphs import GraphedCore, GraphStore
+from vgen.runtime.held_states import HeldStates
 from vgen.runtime.limits import Limits
 from vgen.runtime.packing import MAX_TOKENS, MIN_STEP, bucket_for, bucket_of
 
@@ -88,7 +90,8 @@ def graphed(
     module.eval()
     store = GraphStore(FakeRecorder(budget))
     limits = Limits(module, None)
-    made = GraphedCore(core, tag="test", contract=contract, limits=limits, is_packed=is_packed, store=store)
+    held = HeldStates(module)
+    made = GraphedCore(core, tag="test", contract=contract, limits=limits, is_packed=is_packed, store=store, held=held)
     return (lambda **arguments: made(module, arguments)), store
 
 
@@ -234,6 +237,70 @@ def test_what_a_core_does_to_its_arguments_is_done_to_the_callers(mode: Any) -> 
             assert all(map(torch.equal, ours, theirs))
         assert ours[0] is first
     assert not store.recorded
+
+
+def recurrence() -> Any:
+    torch.manual_seed(0)
+    unit = RecurrentGemmaRglru(RecurrentGemmaConfig(hidden_size=8, lru_width=8, num_attention_heads=2)).eval()
+    for each in unit.parameters():
+        nn.init.normal_(each)
+    return unit
+
+
+@torch.no_grad()
+def test_what_sets_states_of_its_modules_is_not_replayed() -> None:
+    ours, theirs = recurrence(), recurrence()
+    run, store = graphed(lambda module, **arguments: module(**arguments), ours, is_packed=False)
+    for seed in range(4):
+        x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
+        given = {"activations": x, "position_ids": torch.ones(2, 3, dtype=torch.long)}
+        assert torch.equal(run(**given), theirs(**given))
+        assert torch.equal(ours.recurrent_states, theirs.recurrent_states)
+    assert not store.recorded
+
+
+@torch.no_grad()
+def test_states_are_never_buffers_of_a_recording() -> None:
+    def differ(module: Any, x: torch.Tensor) -> torch.Tensor:
+        before, module.recurrent_states = module.recurrent_states, x
+        return x if before is None else x - before
+
+    run, store = graphed(differ, recurrence(), is_packed=False)
+    for number in range(1, 5):
+        assert torch.equal(run(x=torch.full((3, 6), float(number))), torch.ones(3, 6))
+    assert not store.recorded
+
+
+@torch.no_grad()
+def test_what_only_sets_states_while_it_is_recorded_is_not_replayed() -> None:
+    unit = recurrence()
+
+    def lazily(module: Any, x: torch.Tensor) -> torch.Tensor:
+        if module.recurrent_states is None:
+            module.recurrent_states = x.sum(0)
+            return x + module.recurrent_states
+        return x - module.recurrent_states
+
+    run, store = graphed(lazily, unit, is_packed=False)
+    unit.recurrent_states = torch.ones(6)
+    assert not run(x=torch.ones(3, 6)).any()
+    for value in (2.0, 3.0):
+        unit.recurrent_states = None
+        assert torch.equal(run(x=torch.full((3, 6), value)), torch.full((3, 6), 4 * value))
+        assert torch.equal(unit.recurrent_states, torch.full((6,), 3 * value))
+    assert not store.recorded
+
+
+@torch.no_grad()
+def test_states_that_are_only_read_are_those_that_are_there() -> None:
+    unit = recurrence()
+    run, _ = graphed(lambda module, x: x + module.recurrent_states, unit, is_packed=False)
+    x = torch.randn(3, 6)
+    for number in (1, 2):
+        unit.recurrent_states = torch.full((6,), float(number))
+        for _ in range(3):
+            assert torch.equal(run(x=x), x + number)
+        assert counters()["test"].recordings == number
 
 
 @torch.no_grad()
