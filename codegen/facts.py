@@ -336,6 +336,8 @@ class Forward:
     embedding: EmbeddingBlock | None = None
     messages: tuple[Pattern, ...] = ()
     """Methods with checks whose messages have sizes in them: see `codegen.analyze.messages`."""
+    ranges: tuple[Pattern, ...] = ()
+    """Methods that make tensors of as many numbers as a size says: see `codegen.analyze.size_ranges`."""
     masks: MaskPositions | None = None
     """None where masks may be made of other positions."""
 

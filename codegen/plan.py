@@ -123,6 +123,7 @@ class Rule(StrEnum):
     KNOWN_TRUTH = "known-truth"
     SIZE_LOOP = "size-loop"
     LATE_MESSAGE = "late-message"
+    SIZE_RANGE = "size-range"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

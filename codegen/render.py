@@ -28,6 +28,7 @@ from .rewrite.region_forward import passed_on, region_core, region_forward
 from .rewrite.size_buffer import DIVIDE_UP, SIZE_BUFFERS, size_buffer
 from .rewrite.size_division import DIVIDE, size_division
 from .rewrite.size_loop import SIZE_LOOP, size_loop
+from .rewrite.size_range import RANGE, size_range
 from .rewrite.value_loop import LOOP, value_loop
 from .source import Import, Source
 
@@ -284,6 +285,13 @@ class _Writer:
                     f"vgen {rewrite.rule}: upstream makes text of sizes ({_file(message.span)}:{message.first_line}).",
                 )
                 function = late_message(self.source, self.trees, self.names, message, comment)
+            case Rule.SIZE_RANGE:
+                self.runtime.add(RANGE)
+                made = next(each for each in fact.forward.ranges if each.method == rewrite.method)
+                comment = (
+                    f"vgen {rewrite.rule}: no list of as many numbers as a size says ({_file(made.span)}:{made.first_line}).",
+                )
+                function = size_range(self.source, self.trees, self.names, made, comment)
             case _:
                 assert_never(rewrite.rule)
         return function

@@ -47,7 +47,10 @@ def rewrites_of(facts: ModelFacts, region: Region) -> tuple[Rewrite, ...]:
             found.append(_rewrite(ref, Rule.BRANCHLESS_CLAMP, forward.clamps))
         # One method, one rule; and a region's own forward is what the region calls.
         taken = {each.method for each in found if each.ref == ref} | ({"forward"} if ref == region.ref else set())
-        found += [_rewrite(ref, Rule.LATE_MESSAGE, each) for each in forward.messages if each.method not in taken]
+        late = [_rewrite(ref, Rule.LATE_MESSAGE, each) for each in forward.messages if each.method not in taken]
+        taken |= {each.method for each in late}
+        ranges = (_rewrite(ref, Rule.SIZE_RANGE, each) for each in forward.ranges if each.method not in taken)
+        found += (*late, *ranges)
     return tuple(found)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .settings import Options, current_options, options
     from .size_buffers import SizeBuffers, divide_rounding_up
     from .size_loops import loop_over_sizes
-    from .sizes import divide_size
+    from .sizes import divide_size, tensor_of_range
     from .truths import holds_any
     from .upstream import AsUpstream
 
@@ -72,6 +72,7 @@ _MODULES = {
     "reset_counters": "counting",
     "size": "contract",
     "tensor": "contract",
+    "tensor_of_range": "sizes",
 }
 
 __all__ = [
@@ -111,6 +112,7 @@ __all__ = [
     "reset_counters",
     "size",
     "tensor",
+    "tensor_of_range",
 ]
 
 
