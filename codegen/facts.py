@@ -356,6 +356,8 @@ class ClassFact:
     children: tuple[Child, ...]
     forward: Forward | None
     span: Span
+    recorders: tuple[Pattern, ...] = ()
+    """Methods that record hidden states or attentions: see `codegen.analyze.recorders`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,7 @@ class Rule(StrEnum):
     SIZE_LOOP = "size-loop"
     LATE_MESSAGE = "late-message"
     SIZE_RANGE = "size-range"
+    NESTED_RECORDER = "nested-recorder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

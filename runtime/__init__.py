@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .grouped import grouped_attention
     from .loader import load
     from .loops import loop_over_values
+    from .recording import within_recorder
     from .region import Compiled, Region, Role
     from .settings import Options, current_options, options
     from .size_buffers import SizeBuffers, divide_rounding_up
@@ -73,6 +74,7 @@ _MODULES = {
     "size": "contract",
     "tensor": "contract",
     "tensor_of_range": "sizes",
+    "within_recorder": "recording",
 }
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "size",
     "tensor",
     "tensor_of_range",
+    "within_recorder",
 ]
 
 
