@@ -336,6 +336,8 @@ class Forward:
     embedding: EmbeddingBlock | None = None
     messages: tuple[Pattern, ...] = ()
     """Methods with checks whose messages have sizes in them: see `codegen.analyze.messages`."""
+    ranges: tuple[Pattern, ...] = ()
+    """Methods that make tensors of as many numbers as a size says: see `codegen.analyze.size_ranges`."""
     masks: MaskPositions | None = None
     """None where masks may be made of other positions."""
 
@@ -354,6 +356,8 @@ class ClassFact:
     children: tuple[Child, ...]
     forward: Forward | None
     span: Span
+    recorders: tuple[Pattern, ...] = ()
+    """Methods that record hidden states or attentions: see `codegen.analyze.recorders`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,8 @@ class Rule(StrEnum):
     KNOWN_TRUTH = "known-truth"
     SIZE_LOOP = "size-loop"
     LATE_MESSAGE = "late-message"
+    SIZE_RANGE = "size-range"
+    NESTED_RECORDER = "nested-recorder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,11 +23,13 @@ from .rewrite.grouped_attention import GROUPED_ATTENTION, grouped_attention
 from .rewrite.known_truth import HOLDS, known_truth
 from .rewrite.late_message import late_message
 from .rewrite.names import UPSTREAM, Names
+from .rewrite.nested_recorder import nested_comment, nested_recorder
 from .rewrite.packed_attention import PACKED_ATTENTION, packed_attention
-from .rewrite.region_forward import passed_on, region_core, region_forward
+from .rewrite.region_forward import WITHIN, passed_on, region_core, region_forward
 from .rewrite.size_buffer import DIVIDE_UP, SIZE_BUFFERS, size_buffer
 from .rewrite.size_division import DIVIDE, size_division
 from .rewrite.size_loop import SIZE_LOOP, size_loop
+from .rewrite.size_range import RANGE, size_range
 from .rewrite.value_loop import LOOP, value_loop
 from .source import Import, Source
 
@@ -127,7 +129,10 @@ class _Writer:
         if region is not None:
             methods += self._region_methods(fact, region)
         own = self._own_rewrite(ref)
-        methods += (_code(self._function(fact, each)) for each in self.rewrites.get(ref, ()) if each != own)
+        entered = self._nested_recorder(ref)
+        methods += (
+            _code(self._function(fact, each)) for each in self.rewrites.get(ref, ()) if each not in (own, entered)
+        )
         return ClassText(
             name=ref.name,
             bases=self._bases(fact, region, carrier),
@@ -186,7 +191,10 @@ class _Writer:
         assert fact.forward is not None
         arguments = (self.source, self.trees, self.names, fact.forward, region)
         rewritten = self._own_rewrite(fact.ref)
-        forward = region_forward(*arguments, is_rewritten=rewritten is not None)
+        nested = self._nested_recorder(fact.ref)
+        within = nested_comment(nested) if nested is not None else ()
+        forward = region_forward(*arguments, is_rewritten=rewritten is not None, within_recorder=within)
+        self.runtime.update((WITHIN,) if nested is not None else ())
         if rewritten is not None:
             core = _code(self._function(fact, rewritten).with_changes(name=cst.Name("core")))
         else:
@@ -198,12 +206,22 @@ class _Writer:
 
     def _own_rewrite(self, ref: Ref) -> Rewrite | None:
         """What changes the forward of a region: its core is the changed one."""
-        found = (each for each in self.rewrites.get(ref, ()) if ref in self.regions and each.method == "forward")
-        return next(found, None)
+        return next((each for each in self._of_forward(ref) if each.rule is not Rule.NESTED_RECORDER), None)
+
+    def _nested_recorder(self, ref: Ref) -> Rewrite | None:
+        """What says that the forward of a region records inside of another's."""
+        return next((each for each in self._of_forward(ref) if each.rule is Rule.NESTED_RECORDER), None)
+
+    def _of_forward(self, ref: Ref) -> Iterator[Rewrite]:
+        return (each for each in self.rewrites.get(ref, ()) if ref in self.regions and each.method == "forward")
 
     def _function(self, fact: ClassFact, rewrite: Rewrite) -> cst.FunctionDef:
-        assert fact.forward is not None
         self.names.imports.add(Import(module="torch", name=None, bound_as="torch"))
+        if rewrite.rule is Rule.NESTED_RECORDER:
+            self.runtime.add(WITHIN)
+            recorder = next(each for each in fact.recorders if each.method == rewrite.method)
+            return nested_recorder(self.source, self.trees, self.names, recorder, nested_comment(rewrite))
+        assert fact.forward is not None
         passed = passed_on(fact.forward.parameters)
         comment: tuple[str, ...]
         match rewrite.rule:
@@ -284,6 +302,13 @@ class _Writer:
                     f"vgen {rewrite.rule}: upstream makes text of sizes ({_file(message.span)}:{message.first_line}).",
                 )
                 function = late_message(self.source, self.trees, self.names, message, comment)
+            case Rule.SIZE_RANGE:
+                self.runtime.add(RANGE)
+                made = next(each for each in fact.forward.ranges if each.method == rewrite.method)
+                comment = (
+                    f"vgen {rewrite.rule}: no list of as many numbers as a size says ({_file(made.span)}:{made.first_line}).",
+                )
+                function = size_range(self.source, self.trees, self.names, made, comment)
             case _:
                 assert_never(rewrite.rule)
         return function

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from .grouped import grouped_attention
     from .loader import load
     from .loops import loop_over_values
+    from .recording import within_recorder
     from .region import Compiled, Region, Role
     from .settings import Options, current_options, options
     from .size_buffers import SizeBuffers, divide_rounding_up
     from .size_loops import loop_over_sizes
-    from .sizes import divide_size
+    from .sizes import divide_size, tensor_of_range
     from .truths import holds_any
     from .upstream import AsUpstream
 
@@ -72,6 +73,8 @@ _MODULES = {
     "reset_counters": "counting",
     "size": "contract",
     "tensor": "contract",
+    "tensor_of_range": "sizes",
+    "within_recorder": "recording",
 }
 
 __all__ = [
@@ -111,6 +114,8 @@ __all__ = [
     "reset_counters",
     "size",
     "tensor",
+    "tensor_of_range",
+    "within_recorder",
 ]
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 _UPSTREAM = "transformers.utils.output_capturing"
@@ -99,6 +100,21 @@ def unrecorded(core: Callable[..., Any]) -> Callable[..., Any]:
             collector.reset(token)
 
     return traced
+
+
+def within_recorder(method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a method that records, inside of a forward that does: what that one collects goes on afterwards.
+
+    In eager upstream sees to it. In a graph `CompileableContextVar.reset` forgets what was collected around it.
+    """
+    collector = _collector()
+    around = None
+    if collector is not None and torch.compiler.is_dynamo_compiling() and getattr(collector, "compiling", False):
+        around = collector.get()
+    result = method(*args, **kwargs)
+    if around is not None:
+        collector.set(around)
+    return result
 
 
 def _collector() -> Any:

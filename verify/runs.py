@@ -125,8 +125,12 @@ def expect(pair: Pair, models: Instances, skipped: dict[str, str], setup: Setup)
     runs: list[Run] = []
     done: set[str] = set()
     has_layers = len(pair.steady) < len(pair.regions)
-    for case in (*cases(setup.sweep), *(BY_LAYER if has_layers else ())):
-        if not case.needs <= able or (case.like is not None and case.like not in done):
+    applicable = [case for case in (*cases(setup.sweep), *(BY_LAYER if has_layers else ())) if case.needs <= able]
+    for case in applicable:
+        # Before any is called, as those of the generated model are: a call may change modules, and draw random numbers for it.
+        models.upstream(case.instance)
+    for case in applicable:
+        if case.like is not None and case.like not in done:
             continue
         try:
             inputs = _on(_inputs(case, able, asked), pair.upstream)

@@ -33,6 +33,7 @@ from . import (
     positions,
     size_buffers,
     size_loops,
+    size_ranges,
     truths,
 )
 from . import forward as declared
@@ -84,6 +85,7 @@ def forward_of(classes: Classes, trees: Trees, ref: Ref) -> Forward | None:
         looping=_looping(classes, ref),
         embedding=_embedding(classes, ref, tree),
         messages=tuple(_pattern(tree, each[0], each[-1]) for tree, each in messages.methods(classes, trees, ref)),
+        ranges=tuple(_pattern(tree, each[0], each[-1]) for tree, each in size_ranges.methods(classes, trees, ref)),
         masks=positions.of_class(classes, ref),
     )
 

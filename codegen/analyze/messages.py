@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import libcst as cst
 
 from ..facts import Ref
-from .callgraph import RENAMING, call_graph, decorators
-from .classes import Classes, has_models
+from .classes import Classes
+from .movable import movable
 from .trees import Tree, Trees, walk
 
 CHECK = "torch_compilable_check"
@@ -37,17 +37,9 @@ def find(tree: Tree) -> tuple[cst.BaseExpression, ...]:
 
 
 def methods(classes: Classes, trees: Trees, ref: Ref) -> Iterator[tuple[Tree, tuple[cst.BaseExpression, ...]]]:
-    """The methods of a class that its forward reaches, itself among them, with such messages. A method's body can be moved
-    where it has no decorators, which would be lost, and doesn't ask for its class by `super()`."""
-    for reached in call_graph(classes).reach(ref, frozenset()):
-        owner, method = reached.owner, reached.function
-        if owner not in classes.mro(ref) or not has_models(owner.file) or set(decorators(method)) - RENAMING:
-            continue
-        file = classes.source.file(owner.file)
-        if file.is_copy or f"{CHECK}(" not in file.text:
-            continue
-        tree = trees.method(owner, method.name)
-        found = find(tree) if "super(" not in tree.text else ()
+    """The methods of a class with such messages."""
+    for tree in movable(classes, trees, ref, f"{CHECK}("):
+        found = find(tree)
         if found:
             yield tree, found
 

@@ -16,6 +16,7 @@ from ..facts import (
     Span,
 )
 from ..source import Source, SourceFile
+from . import recorders
 from .classes import Classes
 from .composition import children, inherited_init, live
 from .forward_facts import forward_of
@@ -135,6 +136,7 @@ def _class_fact(classes: Classes, trees: Trees, ref: Ref) -> ClassFact:
         children=children(classes, trees, ref),
         forward=forward_of(classes, trees, ref),
         span=classes.source.span(ref),
+        recorders=recorders.of_class(classes, ref),
     )
 
 

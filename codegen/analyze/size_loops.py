@@ -160,7 +160,7 @@ def _does_more(function: ast.FunctionDef) -> bool:
 
 def _loops(function: ast.FunctionDef) -> bool:
     """Whether a function has a loop over a range that depends on sizes."""
-    sizes = _sizes(function)
+    sizes = sizes_of(function)
     return any(
         isinstance(node, ast.For | ast.comprehension)
         and isinstance(node.iter, ast.Call)
@@ -170,7 +170,7 @@ def _loops(function: ast.FunctionDef) -> bool:
     )
 
 
-def _sizes(function: ast.FunctionDef) -> frozenset[str]:
+def sizes_of(function: ast.FunctionDef) -> frozenset[str]:
     """The names of sizes, and of what is computed from them by arithmetic alone."""
     sizes: set[str] = set()
     assigned = sorted(

@@ -29,7 +29,9 @@ def moved_method(
         unless: A further condition on which upstream's method runs inside a graph too, ` or …`.
         keeping: Decorators that come along, besides those that rename.
     """
-    moved = function.visit(_Method(names, origin, function, own))
+    # Without the others first: what they are named stays where it is.
+    kept = [each for each in function.decorators if _is_one_of(each, RENAMING | keeping)]
+    moved = function.with_changes(decorators=kept).visit(_Method(names, origin, function, own))
     assert isinstance(moved, cst.FunctionDef)
     name = function.name.value
     guard = cst.parse_statement(
@@ -39,8 +41,7 @@ def moved_method(
     first, *rest = without_docstring(block.body)
     if isinstance(first, cst.SimpleStatementLine):
         first = first.with_changes(leading_lines=[cst.EmptyLine(indent=False), *first.leading_lines])
-    kept = [each for each in moved.decorators if _is_one_of(each, RENAMING | keeping)]
-    return moved.with_changes(decorators=kept, body=block.with_changes(body=[guard, first, *rest]))
+    return moved.with_changes(body=block.with_changes(body=[guard, first, *rest]))
 
 
 def comment_lines(lines: Iterable[str]) -> list[cst.EmptyLine]:

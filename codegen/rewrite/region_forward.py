@@ -17,6 +17,8 @@ from ..source import Import, Source, SourceFile
 from .names import Move, Names
 
 _BEFORE_KEYWORD_ONLY = (ParameterKind.VAR_POSITIONAL, ParameterKind.KEYWORD_ONLY)
+WITHIN = "within_recorder"
+"""The runtime's function that calls a forward which records, where others record around it."""
 _ANY = Import(module="typing", name="Any", bound_as="Any")
 _TORCH = Import(module="torch", name=None, bound_as="torch")
 
@@ -29,6 +31,7 @@ class ForwardText:
     signature: str
     returns: str
     otherwise: str
+    otherwise_comment: tuple[str, ...]
     by_layer: str
     by_layer_comment: list[str]
     passed: str
@@ -51,11 +54,19 @@ class CoreText:
 
 
 def region_forward(
-    source: Source, trees: Trees, names: Names, forward: Forward, region: Region, *, is_rewritten: bool = False
+    source: Source,
+    trees: Trees,
+    names: Names,
+    forward: Forward,
+    region: Region,
+    *,
+    is_rewritten: bool = False,
+    within_recorder: tuple[str, ...] = (),
 ) -> ForwardText:
     """The generated forward. Its signature is upstream's, with the keyword arguments that upstream's decorators take.
 
     `is_rewritten`: The core isn't upstream's forward alone, and goes into the graphs of others too.
+    `within_recorder`: The comment where it records inside of what others record.
     """
     signature, returns = _declaration(source, trees, names, forward)
     rest = _keywords_name(forward)
@@ -65,14 +76,16 @@ def region_forward(
     entering = [f"{name}={name}" for name in _core_names(forward, region) if name not in targets]
     if targets:
         names.imports.add(_ANY)
+    otherwise, passed = "self.core" if is_rewritten else "super().forward", passed_on(forward.parameters, rest)
     return ForwardText(
         decorators=_renaming(source, names, forward),
         signature=signature,
         returns=returns,
-        otherwise="self.core" if is_rewritten else "super().forward",
+        otherwise=WITHIN if within_recorder else otherwise,
+        otherwise_comment=within_recorder,
         by_layer=_by_layer(region),
         by_layer_comment=_by_layer_comment(region),
-        passed=passed_on(forward.parameters, rest),
+        passed=f"{otherwise}, {passed}" if within_recorder else passed,
         entering=", ".join([*entering, *(["**hoisted"] if targets else []), *_spread(rest)]),
         rest=rest or "",
         hoisted=tuple(_hoisted(source, trees, names, forward, call) for call in region.hoisted),
