@@ -16,7 +16,7 @@ from .counting import record_fallback, tally
 from .cuda_graphs import GraphedCore
 from .expert_loops import ExpertLoop
 from .generation import widen_mask
-from .held_states import HeldStates, kinds
+from .held_states import kinds
 from .limits import Limits
 from .memos import Made, Memos
 from .positions import are_plain, made_by_looking, made_without_looking
@@ -24,7 +24,7 @@ from .preparing import prepare
 from .prologue import run
 from .reasons import BIDIRECTIONAL, one_line, pinned
 from .recording import Recording, unrecorded
-from .rope import rope_reason
+from .ruled_out import config_of, looks_both_ways, ruled_out
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
 from .state import Held, outline, put_back_buffers
@@ -122,7 +122,7 @@ class Region:
         """The compile tag of one instance."""
         if self.role is not Role.EITHER:
             return self.tag
-        role = Role.DECODER if getattr(_config(module), "is_decoder", False) else Role.ENCODER
+        role = Role.DECODER if getattr(config_of(module), "is_decoder", False) else Role.ENCODER
         return f"{self.tag}.{role.value}"
 
     def active(self, module: Any) -> bool:
@@ -139,7 +139,7 @@ class Region:
         options: Options = module.vgen_options
         if not options.compile or (self.on_request and not options.compile_mm_encoder):
             return False
-        reason = self._ruled_out(module)
+        reason = ruled_out(module, is_packed=self.packed_attention, is_rotary=self.rotary)
         if reason is None:
             return True
         tally(self.tag_of(module)).calls += 1
@@ -249,7 +249,7 @@ class Region:
         if recorded is not None:
             return recorded
         is_bidirectional = (
-            not self.on_request and arguments.get("attention_mask", module) is None and _is_bidirectional(module)
+            not self.on_request and arguments.get("attention_mask", module) is None and looks_both_ways(module)
         )
         if is_bidirectional and not is_plain:
             return BIDIRECTIONAL
@@ -258,7 +258,7 @@ class Region:
             return described.reason
         variants = self._variants(module)
         if variants.limits is None:
-            variants.limits = Limits(module, _config(module))
+            variants.limits = Limits(module, config_of(module))
             variants.graph_only = (*self.graph_only, *graph_only_masks(module))
         graph_only = variants.graph_only
         if is_plain:
@@ -316,7 +316,7 @@ class Region:
         variants = self._variants(module)
         graphs = core.backend.graphs
         held = None if graphs else Held(module)
-        states = _held(own, module).now()
+        states = own.states_of(module).now()
         failed: RuntimeError | None = None
         watched = not graphs and torch.is_inference_mode_enabled()
         buffers = dict(module.named_buffers()) if watched else {}
@@ -416,7 +416,7 @@ class Region:
             limits=variants.limits,
             is_packed=self.packed_attention,
             store=variants.graphs,
-            held=_held(own, module),
+            held=own.states_of(module),
         )
 
     def _uncompiled(self, module: Any, arguments: dict[str, Any], reason: str) -> Any:
@@ -434,41 +434,3 @@ class Region:
     def forget(self) -> None:
         """Let go of what the instances of a class share: the next call compiles anew."""
         self._shared.clear()
-
-    def _ruled_out(self, module: Any) -> str | None:
-        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-            return "it runs inside a torch.jit trace"
-        if torch._C._len_torch_dispatch_stack():
-            return "it runs inside a TorchDispatchMode"
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return "it runs inside a torch.func transform"
-        if self.packed_attention:
-            implementation = getattr(_config(module), "_attn_implementation", None) or "eager"
-            if implementation != "sdpa" and "flash" not in implementation:
-                return f'attention implementation "{implementation}" attends segment by segment'
-        if self.rotary:
-            own: Variants = module.__dict__["_vgen_variants"]
-            if not own.is_rope_known:
-                # Once: the rotary embeddings took their type from the config when they were constructed.
-                own.rope = rope_reason(module.config)
-                own.is_rope_known = True
-            return own.rope
-        return None
-
-
-def _held(own: Variants, module: Any) -> HeldStates:
-    if own.held is None:
-        own.held = HeldStates(module)
-    return own.held
-
-
-def _is_bidirectional(module: Any) -> bool:
-    return bool(getattr(_config(module), "use_bidirectional_attention", False))
-
-
-def _config(module: Any) -> Any:
-    """The config of a region's module: a layer has none of its own, but its attention has."""
-    config = getattr(module, "config", None)
-    if config is not None:
-        return config
-    return next((each.config for each in module.modules() if getattr(each, "config", None) is not None), None)

@@ -64,6 +64,12 @@ class Variants:
         self.structure = None
         self.floats = None
 
+    def states_of(self, module: Any) -> HeldStates:
+        """The states in the instance that this belongs to, found once."""
+        if self.held is None:
+            self.held = HeldStates(module)
+        return self.held
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
 
