@@ -47,6 +47,11 @@ def _run(task: Task) -> Result:
     import torch
 
     config, generated_class = _class(task)
+    if task.processes > 1 and ":" in task.device:
+        raise UnfitError(
+            f"--tp {task.processes} puts one process on each GPU, so --device {task.device} can't be for all of them: leave the "
+            f"number out (--device {task.device.partition(':')[0]})."
+        )
     if task.device.startswith("cuda") and not torch.cuda.is_available():
         raise UnfitError(f"There is no GPU here that PyTorch sees, so nothing can be compiled for {task.device}.")
     upstream_class = _upstream(generated_class)

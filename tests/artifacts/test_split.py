@@ -113,6 +113,14 @@ def test_what_can_not_be_split_says_why(
     assert not (tmp_path / "store").exists()
 
 
+def test_a_split_model_is_on_no_single_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = run_vgen("compile", str(checkpoint), "--tp", "2", "--device", "cuda:1", "--into", str(store))
+    assert done.returncode == 2
+    assert "leave the number out (--device cuda)" in " ".join(done.stderr.split())
+    assert not store.exists()
+
+
 def test_only_upstreams_own_forward_is_known() -> None:
     layer = torch.nn.Linear(4, 4)
 
