@@ -105,6 +105,7 @@ def test_no_artifact_is_made_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             module,
             arguments,
             options=module.vgen_options,
+            is_shared=False,
             is_padded=False,
             has_fixed_ints=False,
             graph_only=module.region.graph_only,
