@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 
 import libcst as cst
 
 from ..analyze.callgraph import RENAMING
+from ..analyze.trees import walk
 from ..source import SourceFile
 from .names import Move, Names
 
@@ -46,6 +47,18 @@ def moved_method(
 
 def comment_lines(lines: Iterable[str]) -> list[cst.EmptyLine]:
     return [cst.EmptyLine(comment=cst.Comment(f"# {line}")) for line in lines]
+
+
+def commented(
+    original: cst.SimpleStatementLine,
+    updated: cst.SimpleStatementLine,
+    found: Container[cst.CSTNode],
+    comment: tuple[str, ...],
+) -> cst.SimpleStatementLine:
+    """A statement with a comment above it, where one of the nodes that were found is in upstream's."""
+    if not any(node in found for node in walk(original)):
+        return updated
+    return updated.with_changes(leading_lines=[*updated.leading_lines, *comment_lines(comment)])
 
 
 class _Method(Move):

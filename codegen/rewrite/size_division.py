@@ -8,10 +8,10 @@ from __future__ import annotations
 import libcst as cst
 
 from ..analyze.divisions import find
-from ..analyze.trees import Trees, walk
+from ..analyze.trees import Trees
 from ..facts import Pattern
 from ..source import Source, SourceFile
-from .method import comment_lines, without_docstring
+from .method import commented, without_docstring
 from .names import Move, Names
 
 DIVIDE = "divide_size"
@@ -50,6 +50,4 @@ class _Divide(Move):
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> cst.SimpleStatementLine:
-        if not any(node in self.found for node in walk(original_node) if isinstance(node, cst.Call)):
-            return updated_node
-        return updated_node.with_changes(leading_lines=[*updated_node.leading_lines, *comment_lines(self.comment)])
+        return commented(original_node, updated_node, self.found, self.comment)

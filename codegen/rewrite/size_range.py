@@ -12,10 +12,10 @@ import libcst as cst
 
 from ..analyze import forward as declared
 from ..analyze.size_ranges import Numbers, find
-from ..analyze.trees import Trees, walk
+from ..analyze.trees import Trees
 from ..facts import Pattern
 from ..source import Source
-from .method import comment_lines, moved_method
+from .method import commented, moved_method
 from .names import Names
 from .region_forward import passed_on
 
@@ -55,6 +55,4 @@ class _Ranges(cst.CSTTransformer):
     def leave_SimpleStatementLine(
         self, original_node: cst.SimpleStatementLine, updated_node: cst.SimpleStatementLine
     ) -> cst.SimpleStatementLine:
-        if not any(node in self.found for node in walk(original_node) if isinstance(node, cst.Call)):
-            return updated_node
-        return updated_node.with_changes(leading_lines=[*updated_node.leading_lines, *comment_lines(self.comment)])
+        return commented(original_node, updated_node, self.found, self.comment)
