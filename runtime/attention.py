@@ -161,10 +161,10 @@ def _packed_flash(
     scaling: float | None,
 ) -> torch.Tensor:
     """The fastest kernel for what the host knows of the segments: (seq_len, heads, head_dim) in and out, no gradients."""
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
     if max_seqlen <= _SHORT:
         from .segment_kernel import attend_segments
 
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attend_segments(query, key, value, cu_seqlens, max_seqlen, scale, out)
         return out
@@ -172,7 +172,8 @@ def _packed_flash(
         # One segment is dense attention, for which cuDNN has a kernel of this GPU's own.
         q, k, v = (each.transpose(0, 1).unsqueeze(0) for each in (query, key, value))
         dense = scaled_dot_product_attention(q, k, v, scale=scaling)
-        return out.copy_(dense.squeeze(0).transpose(0, 1))
+        # cuDNN writes the layout of the query, so this copies nothing there.
+        return dense.squeeze(0).transpose(0, 1).contiguous()
     assert varlen_attn is not None
     packed: torch.Tensor = varlen_attn(
         query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling

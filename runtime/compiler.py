@@ -43,6 +43,10 @@ SHARED_LIMIT = 1024
 # `graph_passes` does it better on a GPU: Inductor copies the weights in every call.
 _PADDED: dict[str, Any] = {"force_shape_pad": True}
 _UNPADDED: dict[str, Any] = {"shape_padding": False}
+# Of a chain of residual sums Inductor writes every fourth only, and each norm after one adds up again what came since: up to five
+# tensors, for which a vision encoder's norms took 1.5 ms instead of 1.1 at 5476 tokens. Written each time, they are also rounded
+# as in eager.
+_EVERY_SUM: dict[str, Any] = {"realize_reads_threshold": 1}
 
 _IS_ISOLATING = {"isolate_recompiles", "recompile_limit"} <= inspect.signature(torch.compile).parameters.keys()
 
@@ -387,7 +391,7 @@ class _Inductor(AotAutograd):
             flatten_patch_convolutions(gm)
             if self._is_padded:
                 align_matrices(gm)
-                settings = _UNPADDED
+                settings = _UNPADDED | _EVERY_SUM
             elif not self._is_launched:
                 multiply_rows(gm)
                 attend_in_parts(gm)
