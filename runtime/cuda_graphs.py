@@ -19,6 +19,7 @@ from .artifact import Form
 from .compiler import CompiledCore
 from .contract import Contract
 from .counting import tally
+from .describe import mode
 from .graph_buffers import (
     Buffers,
     NotReplayableError,
@@ -42,6 +43,8 @@ MEMORY_SHARE = 1 / 16
 # Shapes that were seen once, whose second call is recorded.
 MAX_PENDING = 16
 MAX_REFUSED = 1024
+# Calls that are replayed without being described, by all that can be different in them.
+MAX_FAMILIAR = 64
 # What is written into the padding to see that nothing depends on it.
 POISON = 3.0
 
@@ -126,6 +129,14 @@ class _Recorded:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay gave, and whether it was recorded of an artifact."""
+
+    output: Any
+    is_loaded: bool
+
+
 class GraphStore:
     """The graphs of one instance of a region, of all its variants. A copy of the instance starts without."""
 
@@ -136,6 +147,8 @@ class GraphStore:
         # Keys of calls that return what can't be copied out of a graph.
         self.refused: set[Hashable] = set()
         self.fingerprint: GraphFingerprint | None = None
+        # By `place`, the core and the key of what replayed a call.
+        self._familiar: OrderedDict[Hashable, tuple[GraphedCore, Hashable]] = OrderedDict()
         # Whether padding is used, and whether it was seen to change nothing.
         self.is_padding = True
         self.is_padding_verified = False
@@ -153,7 +166,44 @@ class GraphStore:
             self.recorder.wait()
         self.recorded.clear()
         self.pending.clear()
+        self._familiar.clear()
         self.fingerprint = None
+
+    def place(self, arguments: Mapping[str, Any], more: Hashable) -> Hashable:
+        """All in which two calls can differ that aren't replayed in the same way; None where nothing can be replayed.
+
+        Args:
+            arguments: The core's arguments by name.
+            more: What else tells variants apart, but for what their arguments and the modules say.
+        """
+        tensor = _first_tensor(arguments) if self.recorded else None
+        if tensor is None or torch.is_grad_enabled() or not self.recorder.usable(tensor):
+            return None
+        device = tensor.device
+        try:
+            described = tuple((name, describe_argument(value, device)) for name, value in arguments.items())
+        except NotReplayableError:
+            return None
+        return mode(), device, more, described
+
+    def again(self, place: Hashable, arguments: dict[str, Any]) -> Replayed | None:
+        """Replay what replayed a call of this place before; None where there is no such, or the modules have changed."""
+        with self.lock:
+            core, key = self._familiar.get(place, (None, None))
+            recorded = self.recorded.get(key)
+            if core is None or recorded is None or self.fingerprint is None or not self.fingerprint.holds():
+                return None
+            self._familiar.move_to_end(place)
+            self.recorded.move_to_end(key)
+            return Replayed(core.replay(recorded, arguments), core.is_loaded)
+
+    def remember(self, place: Hashable, core: "GraphedCore", arguments: Mapping[str, Any]) -> None:
+        """Note which core served a call of this place, if it has a recording for it."""
+        key = core.key(arguments)
+        if key in self.recorded:
+            self._familiar[place] = core, key
+            if len(self._familiar) > MAX_FAMILIAR:
+                self._familiar.popitem(last=False)
 
     def add(self, key: Hashable, recorded: _Recorded) -> None:
         self.recorded[key] = recorded
@@ -196,29 +246,26 @@ class GraphedCore:
         self._held = held
         # Why this variant can't be recorded.
         self._reason: str | None = None
+        self.is_loaded = isinstance(core, Form)
 
     def __call__(self, module: Any, arguments: dict[str, Any]) -> Any:
         store = self._store
         tensor = _first_tensor(arguments)
         if self._reason is not None or tensor is None or torch.is_grad_enabled() or not store.recorder.usable(tensor):
             return self._core(module, arguments)
-        # Padded calls run more than once, which states would tell.
-        is_padding = self._is_packed and store.is_padding and self._held.is_empty
-        bucket = bucket_for(self._contract, arguments) if is_padding else None
-        try:
-            signature = self._signature(arguments, bucket, tensor.device)
-        except NotReplayableError:
+        bucket = self._bucket(arguments)
+        key = self._key(arguments, bucket)
+        if key is None:
             return self._core(module, arguments)
         if bucket is not None and not store.is_padding_verified and bucket.padding(arguments):
             return self._verify(module, arguments, bucket)
-        key = (self._core, bucket.signature if bucket is not None else None, signature)
         with store.lock:
             recorded = store.recorded.get(key)
             if recorded is not None:
                 assert store.fingerprint is not None
                 if store.fingerprint.holds():
                     store.recorded.move_to_end(key)
-                    return self._replay(recorded, arguments)
+                    return self.replay(recorded, arguments)
                 store.clear()
             if key in store.refused:
                 return self._core(module, arguments)
@@ -308,9 +355,10 @@ class GraphedCore:
             store.fingerprint = fingerprint
         store.add(key, recorded)
         tally(self._tag).recordings += 1
-        return self._replay(recorded, arguments) if result is None else result
+        return self.replay(recorded, arguments) if result is None else result
 
-    def _replay(self, recorded: _Recorded, arguments: dict[str, Any]) -> Any:
+    def replay(self, recorded: _Recorded, arguments: dict[str, Any]) -> Any:
+        """Replay what was recorded for calls of these arguments' shapes. The store has to be locked."""
         recorder = self._store.recorder
         recorder.enter()
         recorded.buffers.fill(arguments)
@@ -320,21 +368,29 @@ class GraphedCore:
         tally(self._tag).replays += 1
         return result
 
-    def _signature(self, arguments: Mapping[str, Any], bucket: Bucket | None, device: torch.device) -> Hashable:
-        """What the graphs of two calls can differ in, without what a bucket says.
+    def key(self, arguments: Mapping[str, Any]) -> Hashable:
+        """What the recording for a call is found by; None where there can be none."""
+        return self._key(arguments, self._bucket(arguments))
 
-        Raises:
-            NotReplayableError: An argument can't be copied into a buffer.
-        """
-        if bucket is None:
-            return tuple((name, describe_argument(value, device)) for name, value in arguments.items())
+    def _bucket(self, arguments: Mapping[str, Any]) -> Bucket | None:
+        # Padded calls run more than once, which states would tell.
+        is_padding = self._is_packed and self._store.is_padding and self._held.is_empty
+        return bucket_for(self._contract, arguments) if is_padding else None
+
+    def _key(self, arguments: Mapping[str, Any], bucket: Bucket | None) -> Hashable:
+        """The core, and what the graphs of two calls can differ in; None where an argument can't be copied into a buffer."""
+        tensor = _first_tensor(arguments)
+        assert tensor is not None
         parts: list[Hashable] = []
-        for name, value in arguments.items():
-            if name in bucket.rows:
-                parts.append((name, value.shape[1:], value.dtype, value.is_inference()))
-            elif name not in bucket.padded:
-                parts.append((name, describe_argument(value, device)))
-        return tuple(parts)
+        try:
+            for name, value in arguments.items():
+                if bucket is not None and name in bucket.rows:
+                    parts.append((name, value.shape[1:], value.dtype, value.is_inference()))
+                elif bucket is None or name not in bucket.padded:
+                    parts.append((name, describe_argument(value, tensor.device)))
+        except NotReplayableError:
+            return None
+        return self._core, bucket.signature if bucket is not None else None, tuple(parts)
 
 
 def _first_tensor(arguments: Mapping[str, Any]) -> torch.Tensor | None:

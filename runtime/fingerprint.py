@@ -27,7 +27,7 @@ from .watch import UnwatchableError, Watch
 
 _PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size, torch.memory_format)
 # A bare module's own attributes are looked at one by one below, or don't matter to a forward.
-_INTERNAL = (frozenset(nn.Module().__dict__) - {"training"}) | {"name_or_path", "warnings_issued", "forward"}
+INTERNAL = (frozenset(nn.Module().__dict__) - {"training"}) | {"name_or_path", "warnings_issued", "forward"}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -49,7 +49,7 @@ _IRRELEVANT_CONFIG = frozenset(
 # The same of values: where something lies and when it was made.
 _IRRELEVANT_TYPES = (PurePath, date, time)
 # Their entries say what the name of an attention implementation stands for.
-_REGISTRIES: tuple[Any, ...] = (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)
+REGISTRIES: tuple[Any, ...] = (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)
 
 
 class UnsuitableError(Exception):
@@ -76,7 +76,7 @@ class Fingerprint:
         if nn_module._has_any_global_hook():  # type: ignore[no-untyped-call]
             raise UnsuitableError("a global module hook is installed")
         self._dicts: list[dict[Any, Any]] = [
-            each for registry in _REGISTRIES for each in (registry._global_mapping, registry._local_mapping)
+            each for registry in REGISTRIES for each in (registry._global_mapping, registry._local_mapping)
         ]
         # And what was in each when this was made.
         self._lists: list[list[Any]] = []
@@ -135,7 +135,7 @@ class Fingerprint:
         for name, value in sorted(own.items()):
             if name == LAYER_INDEX and value is not None and value == self._index:
                 parts.append(f"{name} of the layer")
-            elif name not in _INTERNAL and not name.startswith("_vgen"):
+            elif name not in INTERNAL and not name.startswith("_vgen"):
                 parts.append(f"{name}={self._value(value, f'{where}.{name}')}")
         for kind in ("_parameters", "_buffers"):
             tensors: dict[str, torch.Tensor | None] = own[kind]

@@ -55,7 +55,7 @@ def describe_argument(value: Any, device: torch.device) -> Hashable:
     if isinstance(value, torch.Tensor):
         if value.device != device:
             raise NotReplayableError(f"an argument is on {value.device}")
-        return (value.shape, value.dtype, value.is_inference())
+        return (type(value), value.shape, value.dtype, value.requires_grad, value.is_inference())
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if isinstance(value, Cache):

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recorded CUDA graph took from a module and no longer looks at: whether it is still the same, in microseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import chain
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as nn_module
 
+from .describe import mode
+from .fingerprint import INTERNAL, REGISTRIES
 from .held_states import HeldStates
 from .watch import UnwatchableError, Watch
 
 # A module that is written to more often isn't worth watching.
 _MAX_WATCHES = 4
+_PLAIN = (bool, int, float, str, bytes, torch.dtype, torch.device)
 _data_ptr: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
-_training = attrgetter("training")
 
 
 class GraphFingerprint:
-    """The modules, parameters, buffers and held states below a module, where their memory is, and what else steers a forward.
+    """The modules, parameters, buffers and held states below a module, where their memory is and how it is read, the plain
+    attributes of modules and configs, and what else steers a forward.
 
-    A replay reads weights from the addresses that it was recorded with: values changed in place are seen, moved memory
-    isn't. Every check is made of few calls that loop in C, since it is made for each replayed call.
+    A replay reads weights from the addresses that it was recorded with, and runs none of upstream's Python: values changed
+    in place are seen, moved memory and changed attributes aren't. Every check is made of few calls that loop in C, since it is
+    made for each replayed call.
 
     Args:
         module: The root. It must not change while this is constructed.
@@ -30,67 +35,153 @@ class GraphFingerprint:
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
-        self._modules = modules
-        tables: list[dict[str, Any]] = [
-            table for each in modules for table in (each._modules, each._parameters, each._buffers)
-        ]
-        # Most are empty: of those the length says all.
-        self._tables = [table for table in tables if table]
+        self._own: list[dict[str, Any]] = [each.__dict__ for each in modules]
         self._hooks: list[Any] = [
             hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
         ]
-        self._attributes = [each.__dict__ for each in modules]
-        self._dicts: list[Any] = [*tables, *self._attributes, *self._hooks]
-        self._lengths = list(map(len, self._dicts))
-        self._objects = list(chain.from_iterable(map(dict.values, self._tables)))
-        self._held = HeldStates(module)
-        self._states = self._held.now()
-        self._tensors = [each for each in (*self._objects, *self._states) if isinstance(each, torch.Tensor)]
+        self._tables: list[dict[str, Any]] = [
+            table for each in modules for table in (each._modules, each._parameters, each._buffers)
+        ]
+        contents = _Contents([*self._own, *self._hooks, *self._tables])
+        for own in self._own:
+            for name, value in own.items():
+                if name not in INTERNAL and not name.startswith("_vgen"):
+                    contents.add(value)
+        # What the name of an attention implementation stands for.
+        for registry in REGISTRIES:
+            contents.add(registry._global_mapping)
+            contents.add(registry._local_mapping)
+        self._contents = contents
+        self._states = HeldStates(module).now()
+        held = (*chain.from_iterable(map(dict.values, self._tables)), *self._states)
+        self._tensors = [each for each in held if isinstance(each, torch.Tensor)]
         self._addresses = list(map(_data_ptr, self._tensors))
-        self._config = getattr(module, "config", None)
-        self._settings = dict(self._config.__dict__) if self._config is not None else {}
+        self._layouts = list(map(_layout, self._tensors))
         self._backends = _backends()
         self._watch: Watch | None = None
         self._watches = 0
+        # By mode, because a tensor's dispatch keys are others under autocast and in inference mode.
+        self._layout_watches: dict[Hashable, Watch | None] = {}
 
     @property
     def is_plain(self) -> bool:
         """Whether a replay leaves nothing out: no Python of its own below the module (hooks, a forward that was put on an
         instance), and nothing in training."""
-        own = any(self._hooks) or any("forward" in each for each in self._attributes)
-        return not own and not any(map(_training, self._modules))
+        own = any(self._hooks) or any("forward" in each for each in self._own)
+        return not own and not nn_module._has_any_global_hook() and not any(each["training"] for each in self._own)  # type: ignore[no-untyped-call]
 
     def holds(self) -> bool:
         """Whether all is as it was."""
         return (
             self._have_dicts_held()
+            and self._contents.have_lists_held()
             and list(map(_data_ptr, self._tensors)) == self._addresses
-            and (self._config is None or self._config.__dict__ == self._settings)
+            and self._are_laid_out()
             and self._backends == _backends()
+            and not nn_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         )
+
+    def _are_laid_out(self) -> bool:
+        """Whether memory is read as it was: a weight may be transposed where it is."""
+        place = mode()
+        watch = self._layout_watches.get(place)
+        if watch is not None:
+            return watch.holds()
+        held = list(map(_layout, self._tensors)) == self._layouts
+        if held and place not in self._layout_watches:
+            self._layout_watches[place] = _watched([], self._tensors)
+        return held
 
     def _have_dicts_held(self) -> bool:
         if self._watch is not None and self._watch.holds():
             return True
         # Nothing was written yet, or something that may not matter. Watched first, so that nothing is missed in between.
-        watch = self._watched()
-        held = (
-            list(map(len, self._dicts)) == self._lengths
-            and all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._objects))
-            and self._held.are(self._states)
-            and not any(map(_training, self._modules))
-        )
+        watch = None
+        if self._watches < _MAX_WATCHES:
+            self._watches += 1
+            watch = _watched(self._contents.dicts, [])
+        held = self._contents.have_dicts_held()
         self._watch = watch if held else None
         return held
 
-    def _watched(self) -> Watch | None:
-        if self._watches == _MAX_WATCHES:
-            return None
-        self._watches += 1
-        try:
-            return Watch(self._dicts, [])
-        except UnwatchableError:
-            return None
+
+class _Contents:
+    """Dicts, lists and sets, and what is in them.
+
+    Args:
+        dicts: Those whose values aren't looked into.
+    """
+
+    def __init__(self, dicts: list[dict[Any, Any]]) -> None:
+        self.dicts = dicts
+        self._seen = set(map(id, dicts))
+        self._lengths = list(map(len, dicts))
+        self._keys = list(chain.from_iterable(dicts))
+        self._values = list(chain.from_iterable(map(dict.values, dicts)))
+        self._lists: list[list[Any]] = []
+        self._list_lengths: list[int] = []
+        self._listed: list[Any] = []
+        self._sets: list[set[Any]] = []
+        self._contained: list[set[Any]] = []
+
+    def add(self, value: Any) -> None:
+        """Add what a value holds: a container of plain values, or a config."""
+        if hasattr(value, "to_dict") and hasattr(value, "__dict__"):
+            value = value.__dict__
+        if id(value) in self._seen:
+            return
+        if isinstance(value, tuple):
+            for each in value:
+                self.add(each)
+        elif isinstance(value, dict):
+            self._seen.add(id(value))
+            self.dicts.append(value)
+            self._lengths.append(len(value))
+            self._keys += value
+            self._values += value.values()
+            for each in value.values():
+                self.add(each)
+        elif isinstance(value, list):
+            self._seen.add(id(value))
+            self._lists.append(value)
+            self._list_lengths.append(len(value))
+            self._listed += value
+            for each in value:
+                self.add(each)
+        elif isinstance(value, set):
+            self._seen.add(id(value))
+            self._sets.append(value)
+            self._contained.append(set(value))
+
+    def have_lists_held(self) -> bool:
+        """Whether lists have the same objects, and sets equal ones."""
+        return (
+            list(map(len, self._lists)) == self._list_lengths
+            and all(map(is_, chain.from_iterable(self._lists), self._listed))
+            and self._sets == self._contained
+        )
+
+    def have_dicts_held(self) -> bool:
+        """Whether all have the same keys in the same order, and the same objects, or equal plain values, under these."""
+        if list(map(len, self.dicts)) != self._lengths:
+            return False
+        keys, values = chain.from_iterable(self.dicts), chain.from_iterable(map(dict.values, self.dicts))
+        return all(map(is_, keys, self._keys)) and all(map(_is_same, values, self._values))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and isinstance(one, _PLAIN) and bool(one == other))
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride() if tensor.layout is torch.strided else tensor.layout
+
+
+def _watched(dicts: list[dict[Any, Any]], tensors: list[torch.Tensor]) -> Watch | None:
+    try:
+        return Watch(dicts, tensors)
+    except UnwatchableError:
+        return None
 
 
 def _backends() -> tuple[Any, ...]:

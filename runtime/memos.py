@@ -33,7 +33,9 @@ class Memos:
 
     def forget(self) -> None:
         for part in self._parts:
-            part.__dict__[_LENGTH] = None
+            # Written only where there is something, since what watches attributes would see a change.
+            if part.__dict__[_LENGTH] is not None:
+                part.__dict__[_LENGTH] = None
 
 
 def is_remembering(part: nn.Module) -> bool:

@@ -197,10 +197,16 @@ class Region:
             if own.layer is not None:
                 arguments = of_layer(given, own.layer)
         is_plain = self._are_plain(module, arguments)
+        place = self._place(own, arguments, sizes, is_plain=is_plain)
+        if place is not None:
+            replayed = own.graphs.again(place, arguments)
+            if replayed is not None:
+                count.loaded += replayed.is_loaded
+                return replayed.output
         form = own.forms.recall(module, arguments, is_plain=is_plain)
         if form is not None:
             count.loaded += 1
-            return self._run(module, own, form, arguments)
+            return self._run(module, own, form, arguments, place)
         recording = self._make_ready(module, own, arguments)
         is_hooked = recording.is_hooked
         call = self._described(module, own, arguments, sizes, is_hooked=is_hooked, is_plain=is_plain)
@@ -209,7 +215,7 @@ class Region:
         form = own.forms.find(module, call, arguments)
         if form is not None:
             count.loaded += 1
-            return self._run(module, own, form, arguments)
+            return self._run(module, own, form, arguments, place)
         alike = None if self.per_instance else likeness(module, recording, arguments)
         variant: Hashable = (call.variant, is_hooked, alike)
         if self.per_instance:
@@ -220,7 +226,13 @@ class Region:
         core = self._core(module, call, variant, arguments, is_hooked=is_hooked, has_fixed_floats=has_fixed_floats)
         if isinstance(core, str):
             return self._uncompiled(module, given, core)
-        return self._tried(module, core, variant, arguments, given)
+        return self._tried(module, core, variant, arguments, given, place)
+
+    def _place(self, own: Variants, arguments: dict[str, Any], sizes: Hashable, *, is_plain: bool) -> Hashable:
+        """Of a call that may be replayed, all that tells it apart from others, but for what the modules say."""
+        if own.limits is None or own.made is None:
+            return None
+        return own.graphs.place(arguments, (is_plain, sizes, own.limits.sides(arguments), own.made.variant()))
 
     def _make_ready(self, module: Any, own: Variants, arguments: dict[str, Any]) -> Recording:
         """Do what no graph can do by itself, at the first call and where models inside begin to record."""
@@ -308,7 +320,13 @@ class Region:
         return core
 
     def _tried(
-        self, module: Any, core: CompiledCore, variant: Hashable, arguments: dict[str, Any], given: dict[str, Any]
+        self,
+        module: Any,
+        core: CompiledCore,
+        variant: Hashable,
+        arguments: dict[str, Any],
+        given: dict[str, Any],
+        place: Hashable,
     ) -> Any:
         """Run a core; where it can't be captured, run the call uncompiled. `given` is what that is given."""
         tag = self.tag_of(module)
@@ -321,7 +339,7 @@ class Region:
         watched = not graphs and torch.is_inference_mode_enabled()
         buffers = dict(module.named_buffers()) if watched else {}
         try:
-            result = self._run(module, variants, core, arguments)
+            result = self._run(module, variants, core, arguments, place)
         except COMPILE_ERRORS as error:
             reason = one_line(error)
         except RuntimeError as error:
@@ -385,7 +403,14 @@ class Region:
             is_plain=call.is_plain,
         )
 
-    def _run(self, module: Any, variants: Variants, core: CompiledCore | Form, arguments: dict[str, Any]) -> Any:
+    def _run(
+        self,
+        module: Any,
+        variants: Variants,
+        core: CompiledCore | Form,
+        arguments: dict[str, Any],
+        place: Hashable,
+    ) -> Any:
         """Run a core, from its CUDA graphs where it has some."""
         runner = variants.runners.get(core)
         if runner is None:
@@ -395,9 +420,12 @@ class Region:
             own.memos = Memos(module)
         own.memos.forget()
         try:
-            return runner(module, arguments)
+            result = runner(module, arguments)
         finally:
             own.memos.forget()
+        if place is not None and isinstance(runner, GraphedCore):
+            own.graphs.remember(place, runner, arguments)
+        return result
 
     def _replayed(
         self, module: Any, variants: Variants, core: CompiledCore | Form

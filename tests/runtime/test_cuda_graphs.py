@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import DynamicCache, RecurrentGemmaConfig, StaticCache
+from transformers import DynamicCache, LlamaConfig, RecurrentGemmaConfig, StaticCache
 from transformers.models.llama import modeling_llama
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRglru
 
@@ -348,6 +348,92 @@ def test_changes_of_the_module(mode: Any) -> None:
     x = x.double()
     module.double()
     check(7)
+
+
+class Scaled(nn.Module):
+    """Reads plain attributes of each kind, as upstream's layers and adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.scale = 2.0
+        self.scales = {"adapter": 3.0}
+        self.active = ["adapter"]
+        self.merged: set[str] = set()
+        self.config = LlamaConfig(rms_norm_eps=0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        added = sum(self.scales[name] for name in self.active if name not in self.merged)
+        return self.linear(x) * self.scale + added + self.config.rms_norm_eps
+
+
+CHANGES: dict[str, Callable[[Scaled], object]] = {
+    "an attribute": lambda module: setattr(module, "scale", 0.5),
+    "an entry of a dict": lambda module: module.scales.update(adapter=0.5),
+    "an item of a list": lambda module: module.active.append("adapter"),
+    "a member of a set": lambda module: module.merged.add("adapter"),
+    "a field of a config": lambda module: setattr(module.config, "rms_norm_eps", 0.25),
+    "a new attribute": lambda module: setattr(module, "forward", module.linear.forward),
+    "the layout of a weight": lambda module: setattr(module.linear.weight, "data", module.linear.weight.data.t()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@torch.no_grad()
+def test_what_a_forward_reads_is_not_replayed_once_it_changed(change: Callable[[Scaled], object]) -> None:
+    module = Scaled()
+    run, store = graphed(lambda module, x: module(x), module, is_packed=False)
+    x = torch.randn(3, 6)
+    for _ in range(3):
+        run(x=x)
+    (recorded,) = store.recorded.values()
+    # What a GPU's graph would do: none of the module's Python runs.
+    recorded.graph.run = recorded.output.clone
+    before = run(x=x)
+    change(module)
+    assert not torch.equal(run(x=x), before)
+    for _ in range(3):
+        assert torch.equal(run(x=x), module(x))
+
+
+@torch.no_grad()
+def test_what_is_written_but_does_not_change_is_replayed() -> None:
+    module = Scaled()
+    run, _ = graphed(lambda module, x: module(x), module, is_packed=False)
+    x = torch.randn(3, 6)
+    for _ in range(8):
+        # Another object of the same value.
+        module.scale = float(f"{2}.0")
+        module.scales["adapter"] = float(f"{3}.0")
+        assert torch.equal(run(x=x), module(x))
+    assert counters()["test"].recordings == 1
+
+
+@torch.no_grad()
+def test_a_familiar_call_is_replayed_without_being_described(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream, ours, _ = llama(tiny)
+    for _ in range(3):
+        ours(IDS, use_cache=False)
+    described: list[Any] = []
+    variant = Contract.variant
+    monkeypatch.setattr(Contract, "variant", lambda *given: described.append(given) or variant(*given))
+    for change, count in (
+        (lambda: None, 0),
+        (lambda: ours.model.norm.weight.mul_(2) + upstream.model.norm.weight.mul_(2), 0),
+        (lambda: [setattr(each.model.norm, "variance_epsilon", 0.5) for each in (ours, upstream)], 1),
+    ):
+        change()
+        described.clear()
+        logits = ours(IDS, use_cache=False).logits
+        assert torch.equal(logits, upstream(IDS, use_cache=False).logits)
+        assert len(described) == count
+    # Another shape, mode or kind of argument isn't one that was seen.
+    described.clear()
+    ours(IDS[:1], use_cache=False)
+    with torch.inference_mode():
+        ours(IDS, use_cache=False)
+    ours(IDS, attention_mask=torch.ones_like(IDS), use_cache=False)
+    assert len(described) == 3
 
 
 def test_gradients_are_never_replayed() -> None:
