@@ -23,7 +23,7 @@ PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("blocks")
-    models = ("siglip", "llama", "imagegpt")
+    models = ("siglip", "llama", "imagegpt", "bart")
     done = run_vgen("build", *models, "--granularity", "block", "--out", "block_models", cwd=root)
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patch:
@@ -130,3 +130,34 @@ def test_layers_that_compute_with_their_index_share_one_that_takes_it(
     upstream.transformer.h[2].attn.layer_idx = 0
     with torch.no_grad():
         assert not torch.allclose(upstream(ids, use_cache=False).logits, theirs, rtol=0, atol=5e-4)
+
+
+def test_layers_that_ask_for_their_index_have_one_each(
+    blocks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"d_model": 32, "vocab_size": 100, "max_position_embeddings": 32, "init_std": 0.5}
+    for part in ("encoder", "decoder"):
+        sizes |= {f"{part}_layers": 3, f"{part}_attention_heads": 2, f"{part}_ffn_dim": 48}
+    config = transformers.BartConfig(**sizes, forced_eos_token_id=None)
+    ids = torch.arange(3, 12)[None]
+
+    def run(model: Any) -> torch.Tensor:
+        # A cache for both kinds of attention is asked by a layer's index whether it has the encoder's states already.
+        found: torch.Tensor = model(ids, decoder_input_ids=ids[:, :4], use_cache=True).logits
+        return found
+
+    kinds = (transformers.BartForConditionalGeneration, blocks("bart"), config)
+    store = tmp_path / "store"
+    with torch.no_grad(), building(store):
+        run(pair(*kinds)[1])
+    monkeypatch.setenv("VGEN_STORE", str(store))
+    monkeypatch.setenv("VGEN_ARTIFACTS", "require")
+    monkeypatch.setattr(region, "CompiledCore", EagerCore)
+    runtime.reset_counters()
+    upstream, generated = pair(*kinds)
+    with torch.no_grad():
+        torch.testing.assert_close(run(generated), run(upstream), rtol=0, atol=5e-5)
+    counts = runtime.counters()
+    made = {tag: len(list(store.glob(f"{tag}-*.vgenart"))) for tag in counts}
+    assert made == {"bart.encoder.block": 1, "bart.decoder.block": 3}
+    assert all(count.calls == count.loaded == 3 for count in counts.values())
