@@ -139,6 +139,9 @@ def _form(artifact: store.Artifact, core: Any) -> Form:
 def _unpickle(artifact: store.Artifact, core: Any) -> Any:
     import torch._inductor.config as inductor_config
 
+    # Their operators are called by what was compiled.
+    from . import decode_passes, graph_passes  # noqa: F401
+
     refs = {name: importlib.import_module(module) for name, module in artifact.header["refs"].items()}
     scope = vars(builtins) | core.__globals__ | refs
     libraries, place = {}, 0
