@@ -69,9 +69,9 @@ class Limits:
                     # As in `update` and `get_mask_sizes` there.
                     found += (new + past >= window - 1, new + past >= window, past >= window - 1, past >= window)
         if self._images or self._axes:
-            value = _image(arguments)
-            if value is not None:
-                size = tuple(value.shape[-2:])
+            name = _image(arguments)
+            if name is not None:
+                size = tuple(arguments[name].shape[-2:])
                 found += [size == image for image in self._images]
                 # Height and width are compared one after the other.
                 found += [size[axis] == image[axis] for image in self._axes for axis in (0, 1)]
@@ -84,11 +84,19 @@ class Limits:
     def fixed(self, arguments: Mapping[str, Any]) -> list[tuple[str, int]]:
         """The dimensions of tensors among the arguments whose sizes belong to the variant, by argument and index.
 
+        Images of the size that position embeddings are made for are a variant of one size: as a number, it lets a compiler see
+        that the tokens of all images follow one another, where it copies them before matrix products else.
+
         Args:
             arguments: The core's arguments by name.
         """
-        if not self._has_stages or _image(arguments) is None:
+        image = _image(arguments)
+        if image is None:
             return []
+        if not self._has_stages:
+            ndim = arguments[image].ndim
+            is_known = tuple(arguments[image].shape[-2:]) in self._images
+            return [(image, ndim - 2), (image, ndim - 1)] if is_known else []
         tensors = ((name, each) for name, each in arguments.items() if isinstance(each, torch.Tensor))
         return [(name, dim) for name, each in tensors for dim in range(1, each.ndim)]
 
@@ -99,9 +107,10 @@ def _configs(module: torch.nn.Module, config: Any) -> list[Any]:
     return list({id(each): each for each in held if each is not None}.values())
 
 
-def _image(arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    value = next((each for name in _IMAGES if isinstance(each := arguments.get(name), torch.Tensor)), None)
-    return value if value is not None and value.ndim > 3 else None
+def _image(arguments: Mapping[str, Any]) -> str | None:
+    """The name of the argument that has images."""
+    name = next((name for name in _IMAGES if isinstance(arguments.get(name), torch.Tensor)), None)
+    return name if name is not None and arguments[name].ndim > 3 else None
 
 
 def _has_stages(module: torch.nn.Module) -> bool:

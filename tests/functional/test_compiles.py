@@ -76,6 +76,27 @@ def test_an_encoder_of_plain_images_compiles_once_for_all_counts() -> None:
     assert not counted.fallbacks
 
 
+@torch.no_grad()
+def test_images_of_the_size_of_the_config_have_that_size_in_the_graph() -> None:
+    shapes: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        placeholders = graph.graph.find_nodes(op="placeholder")
+        (images,) = (node.meta["example_value"] for node in placeholders if "pixel_values" in node.name)
+        shapes.append([isinstance(each, int) for each in images.shape])
+        return graph
+
+    upstream, generated = tiny.pair("internvl", compile_mm_encoder=True, backend=backend)
+    own, other = (28, 28), (42, 56)
+    for count, size in ((2, own), (3, other), (5, own), (2, (56, 70))):
+        pixels = torch.randn(count, 3, *size)
+        expected = upstream.model.vision_tower(pixels).last_hidden_state
+        assert torch.equal(generated.model.vision_tower(pixels).last_hidden_state, expected)
+    assert shapes == [[False, True, True, True], [False, True, False, False]]
+    counted = runtime.counters()["internvl.encoder"]
+    assert (counted.compiles, counted.variants, dict(counted.fallbacks)) == (2, 2, {})
+
+
 @pytest.mark.parametrize("batch", [2, 1])
 def test_a_decoder_compiles_twice_at_most_for_each_kind_of_cache(batch: int) -> None:
     upstream, generated = tiny.pair("qwen2_5_vl", compile_mm_encoder=True)
