@@ -170,13 +170,13 @@ class GraphStore:
         self.fingerprint = None
 
     def place(self, arguments: Mapping[str, Any], more: Hashable) -> Hashable:
-        """All in which two calls can differ that aren't replayed in the same way; None where nothing can be replayed.
+        """All in which two calls can differ that aren't replayed in the same way; None for one that can't be replayed.
 
         Args:
             arguments: The core's arguments by name.
             more: What else tells variants apart, but for what their arguments and the modules say.
         """
-        tensor = _first_tensor(arguments) if self.recorded else None
+        tensor = _first_tensor(arguments)
         if tensor is None or torch.is_grad_enabled() or not self.recorder.usable(tensor):
             return None
         device = tensor.device

@@ -28,7 +28,7 @@ from .ruled_out import config_of, looks_both_ways, ruled_out
 from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
 from .state import Held, outline, put_back_buffers
-from .truths import told
+from .truths import is_told, told
 from .variants import MAX_RETRIES, MAX_VARIANTS, Variants, are_first_floats, likeness
 from .views import without_bases
 from .weights import align_rows
@@ -162,6 +162,8 @@ class Region:
             module: An instance of `Compiled` for which `active` was true.
             **arguments: The core's arguments by name.
         """
+        if not self.truths and not is_told():
+            return self._sized(module, arguments)
         with told(arguments, self.truths):
             return self._sized(module, arguments)
 
@@ -230,7 +232,7 @@ class Region:
 
     def _place(self, own: Variants, arguments: dict[str, Any], sizes: Hashable, *, is_plain: bool) -> Hashable:
         """Of a call that may be replayed, all that tells it apart from others, but for what the modules say."""
-        if own.limits is None or own.made is None:
+        if not own.graphs.recorded or own.limits is None or own.made is None:
             return None
         return own.graphs.place(arguments, (is_plain, sizes, own.limits.sides(arguments), own.made.variant()))
 

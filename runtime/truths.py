@@ -32,6 +32,11 @@ def told(arguments: dict[str, Any], names: tuple[str, ...]) -> Iterator[None]:
         _told.reset(token)
 
 
+def is_told() -> bool:
+    """Whether a region runs of which upstream's code asks such things."""
+    return bool(_told.get())
+
+
 def holds_any(value: torch.Tensor, name: str) -> Any:
     """Whether a tensor holds anything but zeros: True in a region's graph, upstream's `value.any()` elsewhere.
 
