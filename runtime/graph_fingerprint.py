@@ -67,8 +67,8 @@ class GraphFingerprint:
     def is_plain(self) -> bool:
         """Whether a replay leaves nothing out: no Python of its own below the module (hooks, a forward that was put on an
         instance), and nothing in training."""
-        own = any(self._hooks) or any("forward" in each for each in self._own)
-        return not own and not nn_module._has_any_global_hook() and not any(each["training"] for each in self._own)  # type: ignore[no-untyped-call]
+        has_hooks = any(self._hooks) or nn_module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        return not has_hooks and not any("forward" in each or each.get("training") for each in self._own)
 
     def holds(self) -> bool:
         """Whether all is as it was."""
@@ -87,9 +87,11 @@ class GraphFingerprint:
         watch = self._layout_watches.get(place)
         if watch is not None:
             return watch.holds()
+        # Watched first, as below.
+        watch = _watched([], self._tensors) if place not in self._layout_watches else None
         held = list(map(_layout, self._tensors)) == self._layouts
         if held and place not in self._layout_watches:
-            self._layout_watches[place] = _watched([], self._tensors)
+            self._layout_watches[place] = watch
         return held
 
     def _have_dicts_held(self) -> bool:
