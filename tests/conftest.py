@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 # Helper modules are imported by their plain names: pytest's importlib mode leaves the path as it is.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,3 +63,18 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     sys.path.insert(0, str(root))
     yield "session_models"
     sys.path.remove(str(root))
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder with every package, and what the command that built it said: minutes, so once for all of pytest's processes."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, said = root / "catalogue" / "everything", root / "catalogue.json"
+    with FileLock(root / "catalogue.lock"):
+        if not said.is_file():
+            done = run_vgen("build", "--all", "--out", str(folder), "--json", timeout=1800)
+            assert done.returncode == 0, done.stderr[-2000:]
+            said.write_text(done.stdout)
+    return folder, json.loads(said.read_text())

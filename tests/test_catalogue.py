@@ -19,19 +19,9 @@ SHARE = 0.97
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder with all packages, and what the command said of them."""
-    folder = tmp_path_factory.mktemp("catalogue") / "everything"
-    command = [sys.executable, "-m", "vgen.cli", "build", "--all", "--out", str(folder), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return folder, json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def made(built: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+def made(everything: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
     """What became of each package: see `catalogue_worker`."""
-    folder, _ = built
+    folder, _ = everything
     models = sorted(path.parent.name for path in folder.glob("*/vgen.lock"))
     worker = Path(__file__).with_name("catalogue_worker.py")
     running = [
@@ -46,8 +36,8 @@ def made(built: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def test_nearly_every_model_type_is_built(built: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = built
+def test_nearly_every_model_type_is_built(everything: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = everything
     installed = source.installed()
     listed = installed.auto_models("AutoModel")
     folders = {model_type: installed.folders.get(model_type, model_type) for model_type in listed}
