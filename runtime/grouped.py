@@ -125,7 +125,8 @@ def _sdpa_as_eager(
 ) -> torch.Tensor:
     # A graph always has a mask; in eager there is none where it would say nothing, and another kernel runs then. On the CPU
     # a look at the mask costs next to nothing; elsewhere it would wait for the device.
-    mask = None if _says_nothing(attention_mask, causal, window) else attention_mask
+    lengths = (query.shape[2], key.shape[2])
+    mask = None if _says_nothing(attention_mask, lengths, causal, window) else attention_mask
     module: Any = SimpleNamespace(num_key_value_groups=groups)
     bias = _if_given(position_bias=position_bias)
     attended, _ = sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, causal, **bias)
@@ -133,14 +134,20 @@ def _sdpa_as_eager(
     return out
 
 
-def _says_nothing(mask: torch.Tensor, causal: bool, window: int | None) -> bool:
+def _says_nothing(mask: torch.Tensor, lengths: tuple[int, int], causal: bool, window: int | None) -> bool:
     """Whether a mask, (batch, heads, query_length, kv_length), is what attention does without one.
 
-    From a sliding window's length on there is one in eager too, whatever it says (`_ignore_causal_mask_sdpa` in
-    transformers/masking_utils.py).
+    One that is given with a size of 1 for many tokens is never left out in eager. From a sliding window's length on there is
+    one in eager too, whatever it says (`_ignore_causal_mask_sdpa` in transformers/masking_utils.py).
+
+    Args:
+        mask: What attention was given.
+        lengths: `query_length` and `kv_length`.
+        causal: Whether attention without a mask is causal.
+        window: The sliding window, in tokens.
     """
-    query_length, kv_length = mask.shape[-2:]
-    if mask.dtype != torch.bool or (window is not None and kv_length >= window):
+    query_length, kv_length = lengths
+    if mask.dtype != torch.bool or mask.shape[-2:] != lengths or (window is not None and kv_length >= window):
         return False
     if not causal or query_length == 1:
         return bool(mask.all())

@@ -104,12 +104,21 @@ def test_a_sliding_window_has_a_mask_once_it_is_full() -> None:
     query_length=st.sampled_from([1, 1, 5]),
     extra=st.integers(0, 6),
     masked=st.integers(0, 3),
+    spread=st.sampled_from([(), (), (2,), (3,), (2, 3)]),
     needs_grad=st.booleans(),
 )
 def test_it_is_upstreams_attention(
-    batch: int, groups: int, kv_heads: int, query_length: int, extra: int, masked: int, needs_grad: bool
+    batch: int,
+    groups: int,
+    kv_heads: int,
+    query_length: int,
+    extra: int,
+    masked: int,
+    spread: tuple[int, ...],
+    needs_grad: bool,
 ) -> None:
-    """By the operator, and where gradients are asked for with the heads packed in the graph."""
+    """By the operator, and where gradients are asked for with the heads packed in the graph; also for masks that have one row or
+    column for all, the dimensions in `spread`."""
     generator = torch.Generator().manual_seed(batch + 10 * groups + 100 * kv_heads)
     kv_length = query_length + extra
     query, key, value = (
@@ -120,12 +129,24 @@ def test_it_is_upstreams_attention(
     mask = torch.ones(batch, 1, query_length, kv_length, dtype=torch.bool)
     mask[0, :, :, : min(masked, kv_length - 1)] = False
     mask[:, :, 0, 0] |= ~mask.any(-1)[:, :, 0]
+    for dimension in spread:
+        mask = mask.narrow(dimension, 0, 1)
     module: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=True)
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     found, weights = grouped_attention(sdpa_attention_forward)(module, query, key, value, mask, scaling=0.3)
     assert weights is None
     assert found.shape == expected.shape == (batch, query_length, groups * kv_heads, 8)
     torch.testing.assert_close(found, expected, rtol=0, atol=0 if bool(mask.all()) is False else 1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(2, 1, 1, 9), (2, 1, 9, 1), (1, 1, 1, 9), (1, 1, 1, 1), (2, 1, 9, 9)])
+def test_masks_that_hide_nothing_are_not_causal(shape: tuple[int, ...]) -> None:
+    """As those that are given to make a decoder look both ways."""
+    upstream, generated = tiny.pair("llama")
+    inputs = {"input_ids": tiny.text(2, 9), "attention_mask": torch.ones(shape, dtype=torch.bool), "use_cache": False}
+    assert torch.equal(generated(**inputs).logits, upstream(**inputs).logits)
+    assert tiny.fallbacks() == {}
 
 
 def test_other_functions_are_themselves() -> None:
