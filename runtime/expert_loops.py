@@ -10,7 +10,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.modules.dropout import _DropoutNd
 
 from .attention import AUTOGRAD, NAMESPACE
-from .structure import StructureError, assembled, describe_structure, find, likeness
+from .structure import StructureError, assembled, describe_structure, described_attributes, find, likeness
 
 # Transformers' decorator whose forward runs the one of the class or another, and what that one reads but not the class's.
 _CHOOSER = "use_experts_implementation"
@@ -48,7 +48,7 @@ class ExpertLoop(nn.Module):
         tensors = list(self.parameters())
         problem = _problem(self, arguments, rank=rank, is_even=is_even)
         given = [each for each in arguments if each is not None]
-        values = [getattr(self, each) for each in self.plain_attributes().split()]
+        values = [_guarded(self, each) for each in self.attributes_read().split()]
         structure, problem = self.expert_structure(name, problem, is_chosen, values).split("\n")
         if problem:
             torch._dynamo.graph_break(msg=problem)
@@ -71,11 +71,12 @@ class ExpertLoop(nn.Module):
         return likeness(self, ignored=_CHOICE)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in PyTorch
-    def plain_attributes(self) -> str:
-        """The names of this module's numbers and strings, a blank between them. Dynamo calls it while it makes a graph."""
-        # Where floats aren't constants of a graph, layers share it, by their `likeness`; Dynamo has no value to pass then.
-        kinds = (bool, int, str, float) if torch._dynamo.config.specialize_float else (bool, int, str)
-        return " ".join(key for key, value in vars(self).items() if type(value) in kinds and key[0] != "_")
+    def attributes_read(self) -> str:
+        """The paths of what a description of this module says of it and of the modules below it, a blank between them, and after
+        a float its value. Dynamo calls it while it makes a graph."""
+        return " ".join(
+            f"{path}={value!r}" if isinstance(value, float) else path for path, value in described_attributes(self)
+        )
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in PyTorch
     def expert_structure(self, name: str, problem: str, is_chosen: bool, values: list[Any]) -> str:
@@ -93,6 +94,23 @@ class ExpertLoop(nn.Module):
             except StructureError as error:
                 problem = str(error)
         return f"{structure}\n{problem and f'{type(self).__name__} is no operator: {problem}'}"
+
+
+def _guarded(module: nn.Module, attribute: str) -> Any:
+    """An attribute's value, None of a function. Traced: a graph is guarded by what is read here.
+
+    Args:
+        module: The experts.
+        attribute: An entry of `attributes_read`.
+    """
+    path, _, number = attribute.partition("=")
+    value: Any = module
+    for name in path.split("."):
+        value = getattr(value, name)
+    if number:
+        # Where layers share a graph a float may be an input of it: comparing makes it a constant.
+        return True if value == float(number) else False  # noqa: SIM210 (a comparison would leave it a symbol)
+    return None if callable(value) else value
 
 
 def _problem(module: nn.Module, arguments: tuple[torch.Tensor | None, ...], *, rank: int | None, is_even: bool) -> str:

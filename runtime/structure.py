@@ -60,6 +60,14 @@ def likeness(module: nn.Module, *, ignored: Sequence[str] = ()) -> str:
         return ""
 
 
+def described_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The plain values and functions that a description of a module holds, its own and those of the modules below, by dotted path."""
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name not in _OWN and (type(value) in _PLAIN or _function(value) is not None):
+                yield (f"{prefix}.{name}" if prefix else name), value
+
+
 @contextmanager
 def assembled(structure: str, tensors: Sequence[torch.Tensor]) -> Iterator[Any]:
     """The module of a description, with these tensors as its parameters, in the order of `Module.parameters`."""

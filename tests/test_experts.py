@@ -384,6 +384,20 @@ def test_other_plain_modules_and_attributes_are_seen() -> None:
         if name == "gelu_pytorch_tanh" and not isinstance(vars(ACT2FN[name]).get("act"), partial):
             continue
         require_equal(core, layers, routed())
+    layers = Layers(
+        partial(
+            DbrxExperts,
+            DbrxFFNConfig(hidden_size=16, ffn_hidden_size=24, moe_num_experts=4, ffn_act_fn={"name": "leaky_relu"}),
+        )
+    )
+    core = compiled_core(layers)
+    for slope in (0.5, 2.0):
+        layers.layers[1].mlp.activation_fn.negative_slope = slope
+        require_equal(core, layers, routed())
+    layers.layers[1].mlp.activation_fn = ACT2FN["gelu"]
+    require_equal(core, layers, routed())
+    layers.layers[1].mlp.activation_fn.act = torch.nn.functional.relu
+    require_equal(core, layers, routed())
     layers, arguments = filter_layers(), routed(flat=True)
     core = compiled_core(layers)
     for limit in (7.0, 0.01):
