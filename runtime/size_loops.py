@@ -28,8 +28,8 @@ def loop_over_sizes(name: str, function: Callable[..., Any], differs: bool, /, *
     Args:
         name: `module:function` or `module:Class.method` of what runs. A method doesn't read its object. What it returns depends
             on nothing but its arguments, and it changes nothing.
-        function: The same, as upstream would call it. Where it can't be an operator, or where it loops over no size that may
-            change in this graph, it is traced.
+        function: What upstream would call. Where it is another one, put in the place of what `name` names, or where that can't be
+            an operator or loops over no size that may change in this graph, it is traced.
         differs: Whether it computes otherwise in a graph than in eager: then a graph has the operator for all sizes.
         *arguments: Tensors, numbers, texts, dtypes and None, and tuples and lists of these.
         **named: Likewise.
@@ -65,9 +65,12 @@ def _plan(context: Any) -> None:
     _last[:] = ["\n"]
     locals_ = {
         name: context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
-        for name in ("name", "structure", "tensors", "constants", "names", "differs", "autocast")
+        for name in ("name", "function", "structure", "tensors", "constants", "names", "differs", "autocast")
     }
     if not all(each.is_python_constant() for each in locals_["constants"].items):
+        return
+    # The operator looks its function up by name. Dynamo guards the graph by which one it is given here.
+    if getattr(locals_["function"].realize(), "fn", None) is not function_of(locals_["name"].as_python_constant()):
         return
     tensors = [each.as_proxy().node.meta["example_value"] for each in locals_["tensors"].items]
     # Parts of a tensor that lies on several devices, or quantised ones, would be lost.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import built
@@ -232,6 +233,29 @@ def test_sizes_that_have_to_be_equal_are_guarded() -> None:
     # The first dimensions, which are summed over, may differ.
     assert len(equal) == 2
     assert all(each.startswith("Eq(") for each in equal)
+
+
+@torch.no_grad()
+def test_what_replaces_the_function_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream, generated, made = built.built_pair("recurrent_gemma", "RecurrentGemmaForCausalLM", tmp_path, monkeypatch)
+    ids = tiny.text(2, 9) % made.config.vocab_size
+
+    def both() -> list[torch.Tensor]:
+        return [model(ids, use_cache=False).logits for model in (generated.eval(), upstream.eval())]
+
+    before = both()
+    assert torch.equal(*before)
+
+    def tripled(self: RecurrentGemmaRglru, *arguments: Any, **named: Any) -> Any:
+        states, last = RecurrentGemmaRglru._rnn_scan(self, *arguments, **named)
+        return states * 3, last
+
+    for module in (*generated.modules(), *upstream.modules()):
+        if isinstance(module, RecurrentGemmaRglru):
+            module._rnn_scan = MethodType(tripled, module)
+    after = both()
+    assert torch.equal(*after)
+    assert not torch.equal(after[0], before[0])
 
 
 @pytest.mark.parametrize("package", ["mamba", "jamba"])
