@@ -4,6 +4,8 @@
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 from .rope import rope_reason
 from .variants import Variants
@@ -23,6 +25,10 @@ def ruled_out(module: Any, *, is_packed: bool, is_rotary: bool) -> str | None:
         return "it runs inside a TorchDispatchMode"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "it runs inside a torch.func transform"
+    if forward_ad._current_level >= 0:
+        return "it runs inside forward-mode differentiation"
+    if torch._C._len_torch_function_stack() and not all(map(_is_default_device, _function_modes())):
+        return "it runs inside a TorchFunctionMode"
     if is_packed:
         implementation = getattr(config_of(module), "_attn_implementation", None) or "eager"
         if implementation != "sdpa" and "flash" not in implementation:
@@ -35,6 +41,15 @@ def ruled_out(module: Any, *, is_packed: bool, is_rotary: bool) -> str | None:
             own.is_rope_known = True
         return own.rope
     return None
+
+
+def _function_modes() -> list[Any]:
+    return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]
+
+
+def _is_default_device(mode: Any) -> bool:
+    """Whether a mode is what `torch.device` and `torch.set_default_device` put there, which Dynamo traces."""
+    return isinstance(mode, DeviceContext)
 
 
 def looks_both_ways(module: Any) -> bool:

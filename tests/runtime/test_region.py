@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama
@@ -191,6 +194,32 @@ def test_inside_a_dispatch_mode(tiny: Any) -> None:
         ours(IDS)
     assert flops.get_total_flops() > 0
     assert counters()["llama.decoder"].fallbacks == {"it runs inside a TorchDispatchMode": 1}
+
+
+def test_inside_a_function_mode(tiny: Any) -> None:
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **kwargs or {})
+            return found * 2 if function is torch.nn.functional.linear else found
+
+    upstream, ours = pair(tiny)
+    with Doubled(), torch.no_grad():
+        assert torch.equal(ours(IDS).logits, upstream(IDS).logits)
+    assert counters()["llama.decoder"].fallbacks == {"it runs inside a TorchFunctionMode": 1}
+    with torch.device("cpu"), torch.no_grad():
+        assert torch.equal(ours(IDS).logits, upstream(IDS).logits)
+    assert counters()["llama.decoder"].compiles == 1
+
+
+def test_inside_forward_mode_differentiation(tiny: Any) -> None:
+    upstream, ours = pair(tiny)
+    embeddings = torch.randn(2, 9, upstream.config.hidden_size)
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        given = forward_ad.make_dual(embeddings, torch.ones_like(embeddings))
+        theirs, mine = (forward_ad.unpack_dual(m.model(inputs_embeds=given)[0]).tangent for m in (upstream, ours))
+        assert theirs.any()
+        assert torch.equal(mine, theirs)
+    assert counters()["llama.decoder"].fallbacks == {"it runs inside forward-mode differentiation": 1}
 
 
 def test_errors_of_compiled_code_propagate(tiny: Any) -> None:
