@@ -15,6 +15,8 @@ MAX_KEPT = 64
 # Larger integer tensors are masks or token ids rather than grids: these are worked on where they are.
 MAX_VALUES = 4096
 
+_PLAIN = (bool, int, float, str)
+
 _Key = tuple[Hashable, ...]
 
 
@@ -59,7 +61,8 @@ def run(
     values = _values(reads)
     if values is None or not prologues.on_host or any(map(_is_result, kwargs.values())):
         return _placed(module.prologue(**reads, kwargs=kwargs), contract, device)
-    key = (values, device, *map(_settings, (module, *map(module.get_submodule, inner))))
+    settings = map(_settings, (module, *map(module.get_submodule, inner)))
+    key = (values, device, torch.get_default_dtype(), *settings)
     found = prologues.kept.get(key)
     if found is not None:
         prologues.kept.move_to_end(key)
@@ -103,10 +106,18 @@ def _is_result(value: object) -> bool:
 
 
 def _settings(module: Any) -> tuple[Hashable, ...]:
-    """The module's own plain attributes, which helpers are handed some of, and its attention implementation."""
-    implementation = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    return implementation, *(
-        (name, value) for name, value in module.__dict__.items() if type(value) in (bool, int, float, str)
+    """The plain attributes of a module and of its config, of which helpers read some, and its attention implementation."""
+    config = getattr(module, "config", None)
+    own = _plain(module), _plain(config) if config is not None else ()
+    return getattr(config, "_attn_implementation", None), *own
+
+
+def _plain(owner: Any) -> tuple[Hashable, ...]:
+    """The attributes of a module or config that are plain values, or lists of such, such as the sizes of a kernel."""
+    return tuple(
+        (name, value if kind in _PLAIN else tuple(value))
+        for name, value in vars(owner).items()
+        if (kind := type(value)) in _PLAIN or (kind in (list, tuple) and all(type(each) in _PLAIN for each in value))
     )
 
 

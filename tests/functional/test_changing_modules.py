@@ -10,8 +10,11 @@ from typing import Any
 import built
 import pytest
 import torch
+from transformers.models.qwen3_vl import modeling_qwen3_vl
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 import vgen.runtime as runtime
+from vgen.generated.qwen3_vl import Qwen3VLVisionModel
 from vgen.runtime.variants import MAX_RETRIES
 
 # By package: a model whose tables of positions grow.
@@ -144,4 +147,21 @@ def test_a_table_of_another_dtype_is_moved(tmp_path: Path, monkeypatch: pytest.M
     for length in (5, 9, 5):
         require_equal(upstream, generated, length)
         assert generated.pos_encoding.dtype is torch.float32
+    assert not counted().fallbacks
+
+
+@torch.no_grad()
+def test_what_a_prologue_reads_of_a_config_may_change() -> None:
+    """Grids are laid out by the config's merge size, and what was computed of a grid before is kept."""
+    pixels, grid = torch.randn(48, 3 * 2 * 16 * 16), torch.tensor([[1, 8, 4], [1, 4, 4]])
+    fields = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen3VLVisionConfig(**fields, deepstack_visual_indexes=[0], num_position_embeddings=16)
+    upstream = modeling_qwen3_vl.Qwen3VLVisionModel(config).eval()
+    with runtime.options(backend="eager", compile_mm_encoder=True):
+        generated = Qwen3VLVisionModel(copy.deepcopy(config)).eval()
+    generated.load_state_dict(upstream.state_dict())
+    for size in (2, 1, 2):
+        upstream.config.spatial_merge_size = generated.config.spatial_merge_size = size
+        theirs, ours = (model(pixels, grid_thw=grid).last_hidden_state for model in (upstream, generated))
+        assert torch.equal(ours, theirs)
     assert not counted().fallbacks
