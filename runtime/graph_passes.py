@@ -85,6 +85,9 @@ def align_matrices(graph: fx.GraphModule, device: str = "cuda") -> None:
         value, matrix = value_of(x), value_of(weight)
         if value is None or matrix is None or value.device.type != device or value.dtype not in HALF:
             continue
+        # Under autocast a weight may be of another dtype, which the product takes care of.
+        if matrix.dtype != value.dtype:
+            continue
         out_features, in_features = matrix.shape
         out_width, in_width = (aligned(length, matrix.element_size()) for length in matrix.shape)
         if value.ndim != 2 or (out_width, in_width) == (out_features, in_features):

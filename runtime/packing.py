@@ -12,6 +12,8 @@ from .contract import Contract
 # Sizes of inputs that are padded. Up to here a forward waits for its launches; above, the padding would cost more than a
 # recorded graph saves.
 MAX_TOKENS = 2048
+# Fewer tokens could be the first size of something else, such as the taps of an interpolation.
+MIN_TOKENS = 16
 # Steps between padded sizes: an eighth of the power of two below, at least this.
 MIN_STEP = 64
 # The least bound on segment lengths that is told apart; bounds are powers of two.
@@ -105,7 +107,8 @@ class Bucket:
 
 
 def bucket_for(contract: Contract, arguments: Mapping[str, Any]) -> Bucket | None:
-    """The bucket of a call; None where its arguments aren't the known ones of packed encoders, or there are many tokens.
+    """The bucket of a call; None where its arguments aren't the known ones of packed encoders, or there are very few or
+    many tokens.
 
     Known are, by the names that Transformers' `vision_utils` gives them: the ends of segments (`cu_seqlens`,
     `cu_window_seqlens`) with their bounds, a permutation of groups of tokens (`window_index`), and tensors with one row
@@ -114,7 +117,7 @@ def bucket_for(contract: Contract, arguments: Mapping[str, Any]) -> Bucket | Non
     """
     bounds = contract.segment_bounds
     tokens = _tokens(contract, arguments)
-    if tokens is None or tokens > MAX_TOKENS or not bounds:
+    if tokens is None or not MIN_TOKENS <= tokens <= MAX_TOKENS or not bounds:
         return None
     padded = bucket_of(tokens)
     ends: list[tuple[str, int, int]] = []

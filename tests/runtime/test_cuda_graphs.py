@@ -201,6 +201,7 @@ def test_arguments_that_are_not_understood_are_not_padded() -> None:
     assert bucket_for(PACKED, arguments | {"other": torch.zeros(7)}) is None
     assert bucket_for(PACKED, arguments | {"max_seqlen": None}) is None
     assert bucket_for(PACKED, packed(MAX_TOKENS + 4)) is None
+    assert bucket_for(PACKED, packed(4)) is None
     assert bucket_for(Contract(x=tensor("tokens", None)), arguments) is None
 
 

@@ -56,6 +56,18 @@ def test_matrices_are_aligned(is_roomy: bool) -> None:
         assert product.stride() == (out_width, 1)
 
 
+def test_weights_of_another_dtype_than_autocasts_are_left() -> None:
+    up, x = nn.Linear(18, 21), torch.randn(3, 18, dtype=torch.bfloat16)
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return up(x)
+
+    found, targets = passed(project, x, run=align_matrices)
+    assert torch.equal(found, project(x))
+    assert graph_passes.ALIGNED not in targets
+
+
 @pytest.mark.parametrize(("kernel", "is_flattened"), [((2, 3, 3), True), ((2, 2, 3), False)])
 def test_patch_convolutions_are_products(kernel: tuple[int, ...], is_flattened: bool) -> None:
     convolution = nn.Conv3d(3, 8, kernel, stride=kernel, dtype=torch.bfloat16)
