@@ -26,6 +26,13 @@ def test_a_class_that_takes_its_layers_as_given_gets_two() -> None:
     assert tiny_config(CONFIG_MAPPING["llama"]).num_hidden_layers == 2
 
 
+@pytest.mark.parametrize("model", ["qwen3_moe", "kolibri1"])
+def test_a_field_of_two_names_is_made_smaller(model: str) -> None:
+    config = CONFIG_MAPPING[model]()
+    assert config.num_local_experts == config.num_experts > 100
+    assert tiny_config(config).num_local_experts == 4
+
+
 def test_sequences_are_lists_as_in_a_checkpoint() -> None:
     config = tiny_config(CONFIG_MAPPING["vitmatte"])
     assert isinstance(config.fusion_hidden_sizes, list)

@@ -42,10 +42,12 @@ def read(config: PreTrainedConfig) -> Node:
         CannotShrinkError never; what the class raises when it is made from its own values is taken as "nothing is derived".
     """
     defaults = _defaults(type(config))
-    held = vars(config)
     # Not by `getattr`: of fields that differ from layer to layer it refuses to tell the common value.
+    held = vars(config)
+    # A field that is another's second name is held under the other.
+    names = {name: config.attribute_map.get(name, name) for name in defaults}
     recounted = _recounted(config, defaults)
-    values = {name: held[name] for name in defaults if name in held} | recounted
+    values = {name: held[kept] for name, kept in names.items() if kept in held} | recounted
     parts = {name: read(value) for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
     own = {name: value for name, value in values.items() if name not in parts}
     optional = {name for name in own if defaults[name] is None and own[name] is not None}
