@@ -15,7 +15,7 @@ MAX_KEPT = 64
 # Larger integer tensors are masks or token ids rather than grids: these are worked on where they are.
 MAX_VALUES = 4096
 
-_PLAIN = (bool, int, float, str)
+_PLAIN = frozenset({bool, int, float, str})
 
 _Key = tuple[Hashable, ...]
 
@@ -113,12 +113,15 @@ def _settings(module: Any) -> tuple[Hashable, ...]:
 
 
 def _plain(owner: Any) -> tuple[Hashable, ...]:
-    """The attributes of a module or config that are plain values, or lists of such, such as the sizes of a kernel."""
-    return tuple(
-        (name, value if kind in _PLAIN else tuple(value))
-        for name, value in vars(owner).items()
-        if (kind := type(value)) in _PLAIN or (kind in (list, tuple) and all(type(each) in _PLAIN for each in value))
-    )
+    """The names of the attributes of a module or config, and the values of those that are plain, or lists of such, as are the
+    sizes of a kernel."""
+    own = vars(owner)
+    return *own, *[value if type(value) in _PLAIN else _entries(value) for value in own.values()]
+
+
+def _entries(value: Any) -> tuple[Hashable, ...] | None:
+    is_plain = type(value) in (list, tuple) and _PLAIN.issuperset(map(type, value))
+    return tuple(value) if is_plain else None
 
 
 def _device(module: Any, reads: Mapping[str, Any]) -> torch.device | None:
