@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recorded CUDA graph took from a module and no longer looks at: whether it is still the same, in microseconds."""
 
+import sys
 from collections.abc import Callable, Hashable
 from itertools import chain
 from operator import is_
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules import module as nn_module
 
 from .describe import mode
@@ -23,7 +25,7 @@ _data_ptr: Callable[[torch.Tensor], int] = torch.Tensor.data_ptr
 
 class GraphFingerprint:
     """The modules, parameters, buffers and held states below a module, where their memory is and how it is read, the plain
-    attributes of modules and configs, and what else steers a forward.
+    attributes of modules and configs, the names that their code looks up in its files, and what else steers a forward.
 
     A replay reads weights from the addresses that it was recorded with, and runs none of upstream's Python: values changed
     in place are seen, moved memory and changed attributes aren't. Every check is made of few calls that loop in C, since it is
@@ -35,6 +37,7 @@ class GraphFingerprint:
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
+        self._modules, self._classes = modules, list(map(type, modules))
         self._own: list[dict[str, Any]] = [each.__dict__ for each in modules]
         self._hooks: list[Any] = [
             hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)
@@ -47,6 +50,9 @@ class GraphFingerprint:
             for name, value in own.items():
                 if name not in INTERNAL and not name.startswith("_vgen"):
                     contents.add(value)
+        # Functions that the code of classes calls may be exchanged in its files' globals.
+        for names in _globals(modules):
+            contents.add_names(names)
         # What the name of an attention implementation stands for.
         for registry in REGISTRIES:
             contents.add(registry._global_mapping)
@@ -73,7 +79,8 @@ class GraphFingerprint:
     def holds(self) -> bool:
         """Whether all is as it was."""
         return (
-            self._have_dicts_held()
+            list(map(type, self._modules)) == self._classes
+            and self._have_dicts_held()
             and self._contents.have_lists_held()
             and list(map(_data_ptr, self._tensors)) == self._addresses
             and self._are_laid_out()
@@ -126,6 +133,14 @@ class _Contents:
         self._sets: list[set[Any]] = []
         self._contained: list[set[Any]] = []
 
+    def add_names(self, names: dict[str, Any]) -> None:
+        """Add a dict whose values aren't looked into."""
+        self._seen.add(id(names))
+        self.dicts.append(names)
+        self._lengths.append(len(names))
+        self._keys += names
+        self._values += names.values()
+
     def add(self, value: Any) -> None:
         """Add what a value holds: a container of plain values, or a config."""
         if hasattr(value, "to_dict") and hasattr(value, "__dict__"):
@@ -136,11 +151,7 @@ class _Contents:
             for each in value:
                 self.add(each)
         elif isinstance(value, dict):
-            self._seen.add(id(value))
-            self.dicts.append(value)
-            self._lengths.append(len(value))
-            self._keys += value
-            self._values += value.values()
+            self.add_names(value)
             for each in value.values():
                 self.add(each)
         elif isinstance(value, list):
@@ -169,6 +180,13 @@ class _Contents:
             return False
         keys, values = chain.from_iterable(self.dicts), chain.from_iterable(map(dict.values, self.dicts))
         return all(map(is_, keys, self._keys)) and all(map(_is_same, values, self._values))
+
+
+def _globals(modules: list[nn.Module]) -> list[dict[str, Any]]:
+    """Those of the files that define the modules' classes, PyTorch's functions among them."""
+    names = {kind.__module__ for each in map(type, modules) for kind in each.__mro__ if kind is not object}
+    files = (sys.modules.get(each) for each in sorted({*names, functional.__name__}))
+    return [vars(each) for each in files if each is not None]
 
 
 def _is_same(one: Any, other: Any) -> bool:

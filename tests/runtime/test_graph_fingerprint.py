@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from vgen.runtime.graph_fingerprint import GraphFingerprint
@@ -25,6 +26,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "a buffer replaced": lambda m: setattr(m.rotary_emb, "inv_freq", m.rotary_emb.inv_freq.clone()),
     "a layer less": lambda m: m.layers.__delitem__(1),
     "a replaced layer": lambda m: setattr(m.layers[0], "mlp", nn.Identity()),
+    "another class": lambda m: setattr(m.norm, "__class__", type("OtherNorm", (type(m.norm),), {})),
     "a config field": lambda m: setattr(m.config, "output_hidden_states", True),
 }
 
@@ -49,6 +51,15 @@ def test_a_change_is_noticed_whatever_was_written_before(change: str, times: int
         assert fingerprint.holds()
     CHANGES[change](model)
     assert not fingerprint.holds()
+    assert not fingerprint.holds()
+
+
+@pytest.mark.parametrize("place", [modeling_llama, torch.nn.functional], ids=["its file", "PyTorch"])
+def test_a_function_that_its_code_calls_is_exchanged(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprint = GraphFingerprint(make())
+    assert fingerprint.holds()
+    name = "apply_rotary_pos_emb" if place is modeling_llama else "linear"
+    monkeypatch.setattr(place, name, lambda *_: None)
     assert not fingerprint.holds()
 
 
