@@ -6,6 +6,7 @@ forward could read counts: classes, plain attributes, configs, hooks, and the ki
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import date, time
 from enum import Enum
@@ -204,7 +205,7 @@ class Fingerprint:
             name = value.__name__
             if any(getattr(place, name, None) is value for place in (torch, torch.nn.functional)):
                 return f"torch's {name}"
-        elif callable(value) and _is_importable(value):
+        elif callable(value) and is_importable(value):
             return f"{value.__module__}.{value.__qualname__}"
         raise UnsuitableError(
             f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which can't be put in words"
@@ -233,16 +234,16 @@ def _items(value: Mapping[Any, Any], where: str) -> Iterator[tuple[Any, Any]]:
     yield from sorted(value.items(), key=lambda item: (type(item[0]).__name__, repr(item[0])))
 
 
-def _spell_type(kind: type, where: str) -> str:
-    if "<locals>" in kind.__qualname__:
-        raise UnsuitableError(f"{where} is of class {kind.__qualname__}, which no import finds")
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _is_importable(value: Any) -> bool:
-    import sys
-
+def is_importable(value: Any) -> bool:
+    """Whether the name that a class or a function has leads to it, and to no other one that was put there."""
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for name in getattr(value, "__qualname__", "").split("."):
         found = getattr(found, name, None)
     return found is value
+
+
+def _spell_type(kind: type, where: str) -> str:
+    # Of a module that was loaded again, the name leads to another class than an older instance has.
+    if kind.__module__ != "builtins" and not is_importable(kind):
+        raise UnsuitableError(f"{where} is of class {kind.__module__}.{kind.__qualname__}, which no import finds")
+    return f"{kind.__module__}.{kind.__qualname__}"
