@@ -81,13 +81,14 @@ class Fingerprint:
         ]
         # And what was in each when this was made.
         self._lists: list[list[Any]] = []
-        self._listed: list[tuple[Any, ...]] = []
+        self._listed: list[list[Any]] = []
         self._sets: list[set[Any]] = []
         self._contained: list[set[Any]] = []
         self._tensors: list[torch.Tensor] = []
         self._names: dict[int, str] = {}
         self._configs: dict[int, str] = {}
-        self._kept: list[object] = []
+        # Modules and configs.
+        self._instances: list[object] = []
         self._hooks: list[dict[Any, Any]] = []
         self._index = index
         # Read first: what changes while this looks makes the next check fail.
@@ -98,7 +99,7 @@ class Fingerprint:
         text = "\n".join(f"{path}: {line}" for path, line in sorted(self.lines.items()))
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         try:
-            self._watch = Watch(self._dicts, self._tensors)
+            self._watch = Watch(self._dicts, self._tensors, self._instances)
         except UnwatchableError as error:
             raise UnsuitableError(str(error)) from error
 
@@ -110,7 +111,7 @@ class Fingerprint:
             self._handles = RemovableHandle.next_id
         return (
             self._watch.holds()
-            and list(map(tuple, self._lists)) == self._listed
+            and self._lists == self._listed
             and self._sets == self._contained
             and not nn_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         )
@@ -120,6 +121,7 @@ class Fingerprint:
             self.lines[path] = f"the same as {self._names[id(module)]}"
             return
         self._names[id(module)] = path
+        self._instances.append(module)
         where = path or "the module"
         own = module.__dict__
         parts = [_spell_type(type(module), where)]
@@ -179,7 +181,7 @@ class Fingerprint:
             return f"the module {known}"
         if isinstance(value, list):
             self._lists.append(value)
-            self._listed.append(tuple(value))
+            self._listed.append(list(value))
             return "[" + ", ".join(self._value(each, f"{where}[{i}]") for i, each in enumerate(value)) + "]"
         if isinstance(value, tuple):
             return "(" + ", ".join(self._value(each, f"{where}[{i}]") for i, each in enumerate(value)) + ")"
@@ -216,7 +218,7 @@ class Fingerprint:
         if known is None:
             known = f"config {len(self._configs)}"
             self._configs[id(config)] = known
-            self._kept.append(config)
+            self._instances.append(config)
             own = config.__dict__
             self._dicts.append(own)
             parts = [_spell_type(type(config), where)]

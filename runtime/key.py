@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 import platform
 import sys
 from collections.abc import Hashable, Iterable, Mapping
@@ -201,7 +200,7 @@ def _source_digest(name: str) -> str:
     path = getattr(sys.modules.get(name), "__file__", None)
     if path is None:
         raise UnsuitableError(f"a class of the model is from {name}, which has no source file")
-    found = os.stat(path)
+    found = Path(path).stat()
     return _file_digest(path, found.st_mtime_ns, found.st_size)
 
 

@@ -18,6 +18,7 @@ from served import PROMPT, decode, served_once
 from torch import nn
 from transformers import DynamicCache, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import vgen.runtime as runtime
 
@@ -89,6 +90,29 @@ def own_forward(model: Any) -> None:
     mlp = model.model.layers[0].mlp
     whole = mlp.forward
     mlp.forward = lambda states: whole(states) * 2
+
+
+class DoubledMLP(LlamaMLP):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(states) * 2
+
+
+def assign_class(model: Any) -> None:
+    model.model.layers[0].mlp.__class__ = DoubledMLP
+
+
+def shallow_copy(copied: Callable[[Any], Any]) -> Attack:
+    """Call a copy that has the same modules and another config."""
+
+    def attack(model: Any) -> torch.Tensor:
+        other = copied(model.model)
+        other.config = copy.copy(other.config)
+        other.config.num_hidden_layers = 0
+        with torch.no_grad():
+            states: torch.Tensor = other(input_ids=PROMPT, use_cache=False).last_hidden_state
+        return states
+
+    return attack
 
 
 def doubled_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
@@ -206,6 +230,9 @@ ATTACKS: dict[str, Attack] = {
     "another attention of that name": registering(doubled_attention),
     "an attention that wraps": registering(functools.wraps(SDPA)(doubled_attention)),
     "an activation of no file": changed(activation_of_no_file),
+    "a class assigned": changed(assign_class),
+    "a shallow copy": shallow_copy(copy.copy),
+    "a replica": shallow_copy(lambda m: m._replicate_for_data_parallel()),
     "a copy": lambda m: forward(copy.deepcopy(m)),
 }
 
