@@ -6,6 +6,7 @@ forward could read counts: classes, plain attributes, configs, hooks, and the ki
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import date, time
 from enum import Enum
@@ -80,13 +81,14 @@ class Fingerprint:
         ]
         # And what was in each when this was made.
         self._lists: list[list[Any]] = []
-        self._listed: list[tuple[Any, ...]] = []
+        self._listed: list[list[Any]] = []
         self._sets: list[set[Any]] = []
         self._contained: list[set[Any]] = []
         self._tensors: list[torch.Tensor] = []
         self._names: dict[int, str] = {}
         self._configs: dict[int, str] = {}
-        self._kept: list[object] = []
+        # Modules and configs.
+        self._instances: list[object] = []
         self._hooks: list[dict[Any, Any]] = []
         self._index = index
         # Read first: what changes while this looks makes the next check fail.
@@ -97,7 +99,7 @@ class Fingerprint:
         text = "\n".join(f"{path}: {line}" for path, line in sorted(self.lines.items()))
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         try:
-            self._watch = Watch(self._dicts, self._tensors)
+            self._watch = Watch(self._dicts, self._tensors, self._instances)
         except UnwatchableError as error:
             raise UnsuitableError(str(error)) from error
 
@@ -109,7 +111,7 @@ class Fingerprint:
             self._handles = RemovableHandle.next_id
         return (
             self._watch.holds()
-            and list(map(tuple, self._lists)) == self._listed
+            and self._lists == self._listed
             and self._sets == self._contained
             and not nn_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         )
@@ -119,6 +121,7 @@ class Fingerprint:
             self.lines[path] = f"the same as {self._names[id(module)]}"
             return
         self._names[id(module)] = path
+        self._instances.append(module)
         where = path or "the module"
         own = module.__dict__
         parts = [_spell_type(type(module), where)]
@@ -178,7 +181,7 @@ class Fingerprint:
             return f"the module {known}"
         if isinstance(value, list):
             self._lists.append(value)
-            self._listed.append(tuple(value))
+            self._listed.append(list(value))
             return "[" + ", ".join(self._value(each, f"{where}[{i}]") for i, each in enumerate(value)) + "]"
         if isinstance(value, tuple):
             return "(" + ", ".join(self._value(each, f"{where}[{i}]") for i, each in enumerate(value)) + ")"
@@ -204,7 +207,7 @@ class Fingerprint:
             name = value.__name__
             if any(getattr(place, name, None) is value for place in (torch, torch.nn.functional)):
                 return f"torch's {name}"
-        elif callable(value) and _is_importable(value):
+        elif callable(value) and is_importable(value):
             return f"{value.__module__}.{value.__qualname__}"
         raise UnsuitableError(
             f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which can't be put in words"
@@ -215,7 +218,7 @@ class Fingerprint:
         if known is None:
             known = f"config {len(self._configs)}"
             self._configs[id(config)] = known
-            self._kept.append(config)
+            self._instances.append(config)
             own = config.__dict__
             self._dicts.append(own)
             parts = [_spell_type(type(config), where)]
@@ -233,16 +236,16 @@ def _items(value: Mapping[Any, Any], where: str) -> Iterator[tuple[Any, Any]]:
     yield from sorted(value.items(), key=lambda item: (type(item[0]).__name__, repr(item[0])))
 
 
-def _spell_type(kind: type, where: str) -> str:
-    if "<locals>" in kind.__qualname__:
-        raise UnsuitableError(f"{where} is of class {kind.__qualname__}, which no import finds")
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _is_importable(value: Any) -> bool:
-    import sys
-
+def is_importable(value: Any) -> bool:
+    """Whether the name that a class or a function has leads to it, and to no other one that was put there."""
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for name in getattr(value, "__qualname__", "").split("."):
         found = getattr(found, name, None)
     return found is value
+
+
+def _spell_type(kind: type, where: str) -> str:
+    # Of a module that was loaded again, the name leads to another class than an older instance has.
+    if kind.__module__ != "builtins" and not is_importable(kind):
+        raise UnsuitableError(f"{where} is of class {kind.__module__}.{kind.__qualname__}, which no import finds")
+    return f"{kind.__module__}.{kind.__qualname__}"

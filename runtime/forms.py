@@ -34,8 +34,9 @@ class Forms:
         # By mode, because a tensor's dispatch keys are others under autocast and in inference mode.
         self._fingerprints: dict[Hashable, Fingerprint] = {}
         self._recent: list[tuple[Fingerprint, Form, bool]] = []
-        # What was found in the stores, or why nothing was, by the module's fingerprint and the variant.
-        self._forms: dict[tuple[str, Hashable], list[Form] | str] = {}
+        # What was found in the stores, or why nothing was, by the module's fingerprint and the variant. A fingerprint that was
+        # taken anew asks anew, since not all that it watches is in its digest.
+        self._forms: dict[tuple[Fingerprint, Hashable], list[Form] | str] = {}
         self._looks = 0
         self._unsuitable: str | None = None
 
@@ -80,7 +81,7 @@ class Forms:
         fingerprint = self._look(module, call)
         if fingerprint is None:
             return self._unsuitable or "its modules change from call to call"
-        place = (fingerprint.digest, call.variant)
+        place = (fingerprint, call.variant)
         forms = self._forms.get(place) if folder is None else None
         if forms is None:
             forms = self._forms[place] = self._load(module, call, fingerprint, arguments, folder)
@@ -139,6 +140,7 @@ class Forms:
         if found is not None:
             self._fingerprints.clear()
             self._recent.clear()
+            self._forms.clear()
         if self._looks >= _MAX_LOOKS:
             return None
         self._looks += 1

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .contract import Contract
-from .fingerprint import Fingerprint, UnsuitableError
+from .fingerprint import Fingerprint, UnsuitableError, is_importable
 from .settings import Options
 
 Fields = dict[str, Any]
@@ -46,6 +46,7 @@ def fields(
         "mode": options.mode,
         "padded": is_padded,
         "sources": _sources(module),
+        "vgen": _runtime(),
         "attention": _attention(module),
         "module": dict(fingerprint.lines),
         "torch settings": _settings(),
@@ -174,9 +175,11 @@ def _attention(module: nn.Module) -> list[str]:
             function = registry.get(name)
             if function is None:
                 continue
-            if not function.__module__.startswith("transformers."):
-                raise UnsuitableError(f'attention "{name}" is {function.__module__}.{function.__qualname__}')
-            found.add(f"{name}: {function.__module__}.{function.__qualname__}")
+            spelled = ".".join(f"{getattr(function, part, None)}" for part in ("__module__", "__qualname__"))
+            # A function that wraps another one may have taken its name.
+            if not spelled.startswith("transformers.") or not is_importable(function):
+                raise UnsuitableError(f'attention "{name}" is {spelled}, which was registered by somebody else')
+            found.add(f"{name}: {spelled}")
     return sorted(found)
 
 
@@ -185,20 +188,35 @@ def _sources(module: nn.Module) -> dict[str, str]:
 
     Those of a generated package are those of its `vgen.lock` too: it is checked when the package is imported.
     """
-    names = {
-        kind.__module__
-        for each in module.modules()
-        for kind in type(each).__mro__
-        if not kind.__module__.startswith(("torch.", "builtins", "abc", "typing"))
+    names = {kind.__module__ for each in module.modules() for kind in type(each).__mro__}
+    return {
+        name: _source_digest(name)
+        for name in sorted(names)
+        if name.partition(".")[0] not in ("torch", "builtins", "abc", "typing")
     }
-    return {name: _file_digest(sys.modules[name].__file__) for name in sorted(names) if name in sys.modules}
+
+
+def _source_digest(name: str) -> str:
+    path = getattr(sys.modules.get(name), "__file__", None)
+    if path is None:
+        raise UnsuitableError(f"a class of the model is from {name}, which has no source file")
+    found = Path(path).stat()
+    return _file_digest(path, found.st_mtime_ns, found.st_size)
 
 
 @cache
-def _file_digest(path: str | None) -> str:
-    if path is None:
-        raise UnsuitableError("a class of the model has no source file")
+def _file_digest(path: str, changed: int, size: int) -> str:
+    """Of a file as it was last changed: it may be edited, and loaded again, while this runs."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+@cache
+def _runtime() -> str:
+    """The digest of what makes and calls compiled code: this package."""
+    whole = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        whole.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 @cache

@@ -29,7 +29,7 @@ from .settings import CapturesOptions, Options
 from .size_buffers import SizeReader, is_beyond_exact
 from .state import Held, outline, put_back_buffers
 from .truths import is_told, told
-from .variants import MAX_RETRIES, MAX_VARIANTS, Variants, are_first_floats, likeness
+from .variants import MAX_RETRIES, MAX_VARIANTS, Variants, are_first_floats, likeness, own_variants
 from .views import without_bases
 from .weights import align_rows
 
@@ -148,7 +148,7 @@ class Region:
 
     def prologue(self, module: Any, kwargs: dict[str, Any], **reads: Any) -> dict[str, Any]:
         """The core's arguments that `module.prologue` computes from values: see `prologue.run`."""
-        own: Variants = module.__dict__["_vgen_variants"]
+        own = own_variants(module)
         return run(own.prologues, module, self.contract, reads, kwargs, self.inner)
 
     def __call__(self, module: Any, **arguments: Any) -> Any:
@@ -168,7 +168,7 @@ class Region:
             return self._sized(module, arguments)
 
     def _sized(self, module: Any, arguments: dict[str, Any]) -> Any:
-        own: Variants = module.__dict__["_vgen_variants"]
+        own = own_variants(module)
         if own.sizes is None:
             own.sizes = SizeReader(module)
         if own.sizes.is_empty:

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from .rope import rope_reason
-from .variants import Variants
+from .variants import own_variants
 
 
 def ruled_out(module: Any, *, is_packed: bool, is_rotary: bool) -> str | None:
@@ -34,7 +34,7 @@ def ruled_out(module: Any, *, is_packed: bool, is_rotary: bool) -> str | None:
         if implementation != "sdpa" and "flash" not in implementation:
             return f'attention implementation "{implementation}" attends segment by segment'
     if is_rotary:
-        own: Variants = module.__dict__["_vgen_variants"]
+        own = own_variants(module)
         if not own.is_rope_known:
             # Once: the rotary embeddings took their type from the config when they were constructed.
             own.rope = rope_reason(module.config)

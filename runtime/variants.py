@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one instance of a region compiled, and what tells layers apart that share it."""
 
+import weakref
 from collections import Counter
 from collections.abc import Hashable
 from typing import Any, Self
@@ -29,6 +30,8 @@ class Variants:
     """What one instance compiled, by variant. A copy of the instance starts without: it compiles for itself."""
 
     def __init__(self) -> None:
+        # The instance, once it was called.
+        self.owner: weakref.ref[Any] | None = None
         self.cores: dict[Hashable, CompiledCore] = {}
         self.graphs = GraphStore()
         self.failures: dict[Hashable, str] = {}
@@ -75,6 +78,16 @@ class Variants:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
+
+
+def own_variants(module: Any) -> Variants:
+    """What an instance compiled. A shallow copy has that of its original at first: it starts without here."""
+    own: Variants = module.__dict__["_vgen_variants"]
+    if own.owner is None or own.owner() is not module:
+        if own.owner is not None:
+            own = module.__dict__["_vgen_variants"] = Variants()
+        own.owner = weakref.ref(module)
+    return own
 
 
 def structure_of(module: Any) -> Hashable:

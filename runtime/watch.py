@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices that dicts or tensors changed, at a nanosecond for each dict: with what Dynamo's guards are made of."""
+"""Notices that dicts, tensors or classes of objects changed, at a nanosecond for each dict: with what Dynamo's guards are made of."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,14 +17,17 @@ class _Holder:
 
 
 class Watch:
-    """Whether dicts and tensors are as they were when this was made.
+    """Whether dicts, tensors and the classes of objects are as they were when this was made.
 
     Args:
         dicts: Any change of an entry counts, also to an equal value.
         tensors: Class, dtype, device, sizes, strides and `requires_grad` count; values don't.
+        instances: Their classes alone count: a class that is assigned is in no dict.
     """
 
-    def __init__(self, dicts: Iterable[dict[Any, Any]], tensors: Iterable[torch.Tensor]) -> None:
+    def __init__(
+        self, dicts: Iterable[dict[Any, Any]], tensors: Iterable[torch.Tensor], instances: Iterable[object] = ()
+    ) -> None:
         """
         Raises:
             UnwatchableError: Dynamo's guards have another interface in this PyTorch.
@@ -35,6 +38,8 @@ class Watch:
         self._root = RootGuardManager()
         self._kind = GuardManagerType.GUARD_MANAGER
         self._values: list[Any] = [_Holder()]
+        # Held, so that no other class gets the address of one.
+        self._classes: set[type] = set()
         try:
             self._add_dicts(self._values[0], dicts)
             for tensor in tensors:
@@ -48,6 +53,9 @@ class Watch:
                     type(tensor),
                     torch._C._dispatch_keys(tensor),
                 )
+            for each in instances:
+                self._classes.add(type(each))
+                self._leaf(each).add_type_match_guard(id(type(each)), ["class"], None)
         except (AttributeError, TypeError) as error:
             raise UnwatchableError(f"this PyTorch's guards can't be used to watch modules ({error})") from error
         # A bound method, because it is called for every forward.

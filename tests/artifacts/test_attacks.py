@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 from served import PROMPT, decode, served_once
 from torch import nn
 from transformers import DynamicCache, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import vgen.runtime as runtime
 
@@ -87,6 +92,54 @@ def own_forward(model: Any) -> None:
     mlp.forward = lambda states: whole(states) * 2
 
 
+class DoubledMLP(LlamaMLP):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return super().forward(states) * 2
+
+
+def assign_class(model: Any) -> None:
+    model.model.layers[0].mlp.__class__ = DoubledMLP
+
+
+def shallow_copy(copied: Callable[[Any], Any]) -> Attack:
+    """Call a copy that has the same modules and another config."""
+
+    def attack(model: Any) -> torch.Tensor:
+        other = copied(model.model)
+        other.config = copy.copy(other.config)
+        other.config.num_hidden_layers = 0
+        with torch.no_grad():
+            states: torch.Tensor = other(input_ids=PROMPT, use_cache=False).last_hidden_state
+        return states
+
+    return attack
+
+
+def doubled_attention(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any]:
+    output, weights = SDPA(*args, **kwargs)
+    return output * 2, weights
+
+
+def registering(attention: Callable[..., Any]) -> Attack:
+    """Put another function in the place of the attention that was served."""
+
+    def attack(model: Any) -> torch.Tensor:
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", attention)
+        try:
+            return forward(model)
+        finally:
+            ALL_ATTENTION_FUNCTIONS.register("sdpa", SDPA)
+
+    return attack
+
+
+def activation_of_no_file(model: Any) -> None:
+    """Of a class as those of a notebook."""
+    place = sys.modules["no_file"] = ModuleType("no_file")
+    exec("import torch\nclass Act(torch.nn.Module):\n    def forward(self, x): return x * 2", place.__dict__)
+    model.model.layers[0].mlp.act_fn = place.Act()
+
+
 def autocast(model: Any) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return forward(model)
@@ -131,6 +184,7 @@ def odd_default_dtype(model: Any) -> torch.Tensor:
         torch.set_default_dtype(torch.float32)
 
 
+SDPA = ALL_ATTENTION_FUNCTIONS["sdpa"]
 EMBEDDINGS = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(3))
 ATTACKS: dict[str, Attack] = {
     "another dtype of ids": lambda m: forward(m, PROMPT.int()),
@@ -173,6 +227,12 @@ ATTACKS: dict[str, Attack] = {
     "a forward of its own": changed(own_forward),
     "a layer less": changed(lambda m: setattr(m.model, "layers", nn.ModuleList())),
     "another activation": changed(lambda m: setattr(m.model.layers[0].mlp, "act_fn", nn.ReLU())),
+    "another attention of that name": registering(doubled_attention),
+    "an attention that wraps": registering(functools.wraps(SDPA)(doubled_attention)),
+    "an activation of no file": changed(activation_of_no_file),
+    "a class assigned": changed(assign_class),
+    "a shallow copy": shallow_copy(copy.copy),
+    "a replica": shallow_copy(lambda m: m._replicate_for_data_parallel()),
     "a copy": lambda m: forward(copy.deepcopy(m)),
 }
 

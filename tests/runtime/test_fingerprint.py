@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
 
 from vgen.runtime.fingerprint import Fingerprint, UnsuitableError
 
@@ -23,6 +23,10 @@ def half(model: Any) -> None:
     model.layers[1].mlp.up_proj.weight.data = model.layers[1].mlp.up_proj.weight.data.half()
 
 
+class OtherNorm(LlamaRMSNorm):
+    pass
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "a plain attribute": lambda m: setattr(m.layers[0].self_attn, "scaling", 0.5),
     "an attribute of a norm": lambda m: setattr(m.norm, "variance_epsilon", 1.0),
@@ -37,6 +41,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "a replaced layer": lambda m: setattr(m.layers[0], "mlp", nn.Identity()),
     "a layer less": lambda m: m.layers.__delitem__(1),
     "tied weights": lambda m: setattr(m.layers[0].mlp.up_proj, "weight", m.layers[1].mlp.up_proj.weight),
+    "a class assigned": lambda m: setattr(m.layers[0].input_layernorm, "__class__", OtherNorm),
     "attention": lambda m: m.set_attn_implementation("eager"),
 }
 UNSUITABLE: dict[str, Callable[[Any], object]] = {
