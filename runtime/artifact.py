@@ -9,6 +9,7 @@ import builtins
 import importlib
 import inspect
 import logging
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from .key import digest
 from .limits import Limits
 from .repeats import Repeats
 from .saved_guards import compiled_function
+from .traced import Traced
 
 logger = logging.getLogger("vgen.runtime")
 
@@ -52,8 +54,9 @@ class Call:
 class Form:
     """A loaded artifact, for modules of the fingerprint that its key has, and for the surroundings it was loaded in."""
 
-    def __init__(self, function: Any, core: Any, *, is_complete: bool) -> None:
+    def __init__(self, function: Any, core: Any, traced: Traced, *, is_complete: bool) -> None:
         self.is_complete = is_complete
+        self.traced = traced
         self._run = function.fn
         self._check = function._artifacts.guard_manager.check
         # For a call that was let through, what its cache's state doesn't answer.
@@ -68,8 +71,10 @@ class Form:
         self._rest = next((each.name for each in parameters if each.kind is each.VAR_KEYWORD), None)
 
     def accepts(self, module: nn.Module, arguments: dict[str, Any]) -> bool:
-        """Whether Dynamo's guards on the arguments hold, and the interpreter's state is what it was."""
+        """Whether Dynamo's guards on the arguments hold, and the interpreter's state and the code are what they were."""
         if not self._state.check() or torch.is_inference_mode_enabled() is not self._is_inference:
+            return False
+        if not self.traced.holds():
             return False
         scope = arguments.copy()
         rest = {}
@@ -100,16 +105,16 @@ class Form:
 _forms: dict[tuple[Any, str, Hashable, tuple[Path, ...]], Form | None] = {}
 
 
-def loaded(core: Any, tag: str, key: str, folder: Path | None) -> Form | None:
-    """The artifact of a key, loaded once for all modules of a class."""
+def loaded(core: Any, tag: str, key: str, folder: Path | None, kinds: frozenset[type]) -> Form | None:
+    """The artifact of a key, loaded once for all modules of a class. See `Traced` for `kinds`, here and below."""
     folders = (folder,) if folder is not None else tuple(store.stores())
     place = (core, key, mode(), folders)
     if _forms.get(place) is None and (folder is not None or place not in _forms):
-        _forms[place] = load(core, tag, key, folders)
+        _forms[place] = load(core, tag, key, folders, kinds)
     return _forms[place]
 
 
-def load(core: Any, tag: str, key: str, folders: Sequence[Path]) -> Form | None:
+def load(core: Any, tag: str, key: str, folders: Sequence[Path], kinds: frozenset[type]) -> Form | None:
     """The artifact of a key from the first of some folders that has one which isn't broken."""
     for folder in folders:
         path = folder / store.file_name(tag, key)
@@ -117,7 +122,7 @@ def load(core: Any, tag: str, key: str, folders: Sequence[Path]) -> Form | None:
             artifact = store.read(path)
             if artifact.header["key"] != key or digest(artifact.header["fields"]) != key:
                 raise ArtifactError(f"{path} is for another key than its name says")
-            return _form(artifact, core)
+            return _form(artifact, core, kinds)
         except FileNotFoundError:
             continue
         except Exception as error:
@@ -126,14 +131,23 @@ def load(core: Any, tag: str, key: str, folders: Sequence[Path]) -> Form | None:
     return None
 
 
-def kept(artifact: store.Artifact, core: Any, folder: Path) -> Form:
+def kept(artifact: store.Artifact, core: Any, folder: Path, kinds: frozenset[type]) -> Form:
     """Load an artifact that was just saved into a folder, for all modules of the class."""
-    form = _forms[core, artifact.header["key"], mode(), (folder,)] = _form(artifact, core)
+    form = _forms[core, artifact.header["key"], mode(), (folder,)] = _form(artifact, core, kinds)
     return form
 
 
-def _form(artifact: store.Artifact, core: Any) -> Form:
-    return Form(_unpickle(artifact, core), core, is_complete=artifact.header["complete"])
+def _form(artifact: store.Artifact, core: Any, kinds: frozenset[type]) -> Form:
+    lines = artifact.header["lines"]
+    # Looked at before anything is imported, which may change other modules.
+    traced = Traced(lines, kinds, artifact.header["code"])
+    _require_code(artifact.path, traced)
+    is_imported = lines.keys() <= sys.modules.keys()
+    function = _unpickle(artifact, core)
+    if not is_imported:
+        traced.look()
+        _require_code(artifact.path, traced)
+    return Form(function, core, traced, is_complete=artifact.header["complete"])
 
 
 def _unpickle(artifact: store.Artifact, core: Any) -> Any:
@@ -153,6 +167,11 @@ def _unpickle(artifact: store.Artifact, core: Any) -> Any:
         loaded = compiled_function().deserialize(artifact.payload[place:], f_globals=scope)
     _require_sources(artifact.path, loaded)
     return loaded
+
+
+def _require_code(path: Path, traced: Traced) -> None:
+    if traced.changed:
+        raise ArtifactError(f"{path} was compiled from other code: {', '.join(traced.changed)}")
 
 
 def _require_sources(path: Path, loaded: Any) -> None:

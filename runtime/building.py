@@ -22,6 +22,7 @@ from .fingerprint import UnsuitableError
 from .kernels import recorded
 from .key import Fields, digest
 from .saved_guards import is_kept, is_of_argument, relates
+from .traced import Digests, Lines, Traced, lines_of
 
 into: ContextVar[Path | None] = ContextVar("vgen_building", default=None)
 """The folder that a region which has no artifact for a call builds one into."""
@@ -38,7 +39,13 @@ def building(folder: Path) -> Iterator[None]:
 
 
 def build(
-    folder: Path, module: nn.Module, core: Any, call: Call, free: Sequence[Fields], arguments: dict[str, Any]
+    folder: Path,
+    module: nn.Module,
+    core: Any,
+    call: Call,
+    free: Sequence[Fields],
+    arguments: dict[str, Any],
+    kinds: frozenset[type],
 ) -> Form:
     """Compile a call ahead of time, save what comes of it, and load that.
 
@@ -49,6 +56,7 @@ def build(
         call: The call.
         free: What an artifact may be saved under: first as one for any layer, last as one for this alone.
         arguments: The core's arguments by name.
+        kinds: See `Traced`.
 
     Raises:
         UnsuitableError: It can't be compiled or saved.
@@ -62,22 +70,24 @@ def build(
     # Whoever comes second finds the file; a lock of a process that was killed is the system's to release.
     with FileLock(folder / f".{path.name}.lock"):
         for key in keys:
-            form = load(core, call.tag, key, (folder,))
+            form = load(core, call.tag, key, (folder,), kinds)
             if form is not None and form.accepts(module, arguments):
                 return form
-        compiled = _compiled(module, core, call, arguments)
+        compiled = _compiled(module, core, call, arguments, kinds)
         place = free[-1 if compiled.is_of_one_layer else 0]
         header = {
             "key": digest(place),
             "tag": call.tag,
             "fields": place,
             "refs": compiled.refs,
+            "lines": compiled.lines,
+            "code": compiled.code,
             "complete": compiled.is_complete,
             "seconds": compiled.seconds,
             "libraries": {name: len(data) for name, data in compiled.libraries.items()},
         }
         payload = b"".join([*compiled.libraries.values(), compiled.payload])
-        return kept(store.read(store.write(folder, header, payload)), core, folder)
+        return kept(store.read(store.write(folder, header, payload)), core, folder, kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,8 @@ class _Compiled:
         payload: What PyTorch serialized.
         libraries: The kernels' libraries, by name.
         refs: The modules that its globals refer to, by the name there.
+        lines: Where the functions are that were traced.
+        code: What the names in the code that was traced lead to: see `Traced`.
         is_complete: Whether the saved guards alone say which calls it serves.
         is_of_one_layer: Whether it holds for the index of its layer alone.
         seconds: How long that took.
@@ -96,12 +108,16 @@ class _Compiled:
     payload: bytes
     libraries: dict[str, bytes]
     refs: dict[str, str]
+    lines: Lines
+    code: Digests
     is_complete: bool
     is_of_one_layer: bool
     seconds: float
 
 
-def _compiled(module: nn.Module, core: Any, call: Call, arguments: dict[str, Any]) -> _Compiled:
+def _compiled(
+    module: nn.Module, core: Any, call: Call, arguments: dict[str, Any], kinds: frozenset[type]
+) -> _Compiled:
     from .compiler import ahead_of_time
     from .light import lighten
 
@@ -137,6 +153,8 @@ def _compiled(module: nn.Module, core: Any, call: Call, arguments: dict[str, Any
             for each in compiled.source_info().inlined_sources
         }
         is_of_one_layer |= relates(compiled, LAYER_INDEX)
+        lines = lines_of(compiled.source_info().inlined_sources)
+        code = Traced(lines, kinds, {}).digests
         lighten(compiled)
         payload = type(compiled).serialize(compiled).serialized_data
     except Exception as error:
@@ -146,6 +164,8 @@ def _compiled(module: nn.Module, core: Any, call: Call, arguments: dict[str, Any
         payload=payload,
         libraries=libraries,
         refs={name: value.__name__ for name, value in found.items() if isinstance(value, types.ModuleType)},
+        lines=lines,
+        code=code,
         is_complete=not dropped,
         is_of_one_layer=is_of_one_layer,
         seconds=round(time.monotonic() - begun, 1),

@@ -16,6 +16,7 @@ from .describe import mode
 from .errors import ArtifactError
 from .fingerprint import Fingerprint, UnsuitableError
 from .key import Fields, digest, fields, nearest
+from .traced import kinds_of
 from .weights import align_rows
 
 POLICIES = ("off", "read", "require")
@@ -92,6 +93,9 @@ class Forms:
                 if form.is_complete:
                     self._recent = [(fingerprint, form, call.is_plain), *self._recent[: _MOST_RECENT - 1]]
                 return form
+        changed = next((each.traced.changed for each in forms if not each.traced.holds()), None)
+        if changed:
+            return f"the code that it was compiled from was exchanged: {', '.join(changed)}"
         return "the sizes of its arguments aren't related as in the artifacts of its key"
 
     def _load(
@@ -116,19 +120,20 @@ class Forms:
             is_padded=call.is_padded,
         )
         core = type(module).core  # type: ignore[attr-defined]  # that of `Compiled`
+        kinds = kinds_of(module, arguments)
         forms: list[Form] = []
         free: list[Fields] = []
         # Those for any layer, and those for this one alone.
         for layer in dict.fromkeys((None, call.layer)):
             for number in range(_MOST_OF_A_VARIANT):
                 numbered = found | {"layer": layer, "number": number}
-                form = loaded(core, call.tag, digest(numbered), folder)
+                form = loaded(core, call.tag, digest(numbered), folder, kinds)
                 if form is None:
                     free.append(numbered)
                     break
                 forms.append(form)
         if folder is not None and free and not any(each.accepts(module, arguments) for each in forms):
-            forms.append(build(folder, module, core, call, free, arguments))
+            forms.append(build(folder, module, core, call, free, arguments, kinds))
         return forms or _explain(call.tag, free[0])
 
     def _look(self, module: nn.Module, call: Call) -> Fingerprint | None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from served import PROMPT, decode, served_once
 from torch import nn
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.llama import modeling_llama
 
 import vgen.runtime as runtime
 
@@ -92,7 +93,7 @@ def own_forward(model: Any) -> None:
     mlp.forward = lambda states: whole(states) * 2
 
 
-class DoubledMLP(LlamaMLP):
+class DoubledMLP(modeling_llama.LlamaMLP):
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return super().forward(states) * 2
 
@@ -111,6 +112,20 @@ def shallow_copy(copied: Callable[[Any], Any]) -> Attack:
         with torch.no_grad():
             states: torch.Tensor = other(input_ids=PROMPT, use_cache=False).last_hidden_state
         return states
+
+    return attack
+
+
+def exchanged(place: Any, name: str, change: Callable[..., Any], call: Attack = forward) -> Attack:
+    """Call while something stands in the place of a function, as a library of faster kernels puts it there."""
+
+    def attack(model: Any) -> torch.Tensor:
+        whole = getattr(place, name)
+        setattr(place, name, lambda *args, **kwargs: change(whole(*args, **kwargs)))
+        try:
+            return call(model).detach()
+        finally:
+            setattr(place, name, whole)
 
     return attack
 
@@ -233,6 +248,12 @@ ATTACKS: dict[str, Attack] = {
     "a class assigned": changed(assign_class),
     "a shallow copy": shallow_copy(copy.copy),
     "a replica": shallow_copy(lambda m: m._replicate_for_data_parallel()),
+    "a function exchanged": exchanged(
+        modeling_llama, "apply_rotary_pos_emb", lambda found: (found[0] * 1e4, found[1])
+    ),
+    "a method exchanged": exchanged(modeling_llama.LlamaMLP, "forward", lambda states: states * 2),
+    "PyTorch's function exchanged": exchanged(nn.functional, "linear", lambda states: states * 2),
+    "a cache's method exchanged": exchanged(StaticLayer, "update", lambda found: (found[0], found[1] * 2), decode),
     "a copy": lambda m: forward(copy.deepcopy(m)),
 }
 
@@ -292,6 +313,7 @@ STEPS: dict[str, Attack] = {
         "LoRA",
         "inference mode",
         "a growing cache",
+        "a function exchanged",
         "another length of the cache",
     )
 } | {

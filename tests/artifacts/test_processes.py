@@ -49,6 +49,37 @@ print([name for name in heavy if name in sys.modules])
 """
 
 
+EXCHANGE = """
+from transformers.models.llama import modeling_llama
+whole = modeling_llama.apply_rotary_pos_emb
+def exchanged(*args, **kwargs):
+    query, key = whole(*args, **kwargs)
+    return query * 1e4, key
+modeling_llama.apply_rotary_pos_emb = exchanged
+"""
+
+
+CALL = """
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+tests, is_exchanged, folder = sys.argv[1:]
+sys.path[:0] = [tests, "."]
+import torch
+from served import PROMPT, EagerCore, make
+from vgen.runtime import counters, region
+from vgen.runtime.building import building
+if is_exchanged == "True":
+    import exchange
+region.CompiledCore = EagerCore
+upstream, model = make()
+with torch.no_grad(), building(Path(folder)) if folder else nullcontext():
+    found = model(input_ids=PROMPT, use_cache=False).logits
+    torch.testing.assert_close(found, upstream(input_ids=PROMPT, use_cache=False).logits)
+print(counters()["llama.decoder"].loaded)
+"""
+
+
 def start(folder: Path) -> subprocess.Popen[str]:
     tests = str(Path(__file__).parent.parent)
     return subprocess.Popen(
@@ -85,3 +116,27 @@ def test_what_loads_an_artifact_imports_no_compiler(request: pytest.FixtureReque
     done = run_python(["-c", LOAD, str(Path(__file__).parent.parent)], **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def call(tmp_path: Path, store: Path, *, is_exchanged: bool, folder: str = "") -> tuple[int, str]:
+    """How many calls are served in a process where a function is exchanged or isn't, and what it logs."""
+    (tmp_path / "exchange.py").write_text(EXCHANGE)
+    arguments = [str(Path(__file__).parent.parent), str(is_exchanged), folder]
+    threads = str(torch.get_num_threads())
+    done = run_python(["-c", CALL, *arguments], cwd=tmp_path, VGEN_STORE=str(store), OMP_NUM_THREADS=threads)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_what_was_built_where_a_function_is_exchanged_serves_only_there(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    loaded, logged = call(tmp_path, request.getfixturevalue("store"), is_exchanged=True)
+    assert loaded == 0
+    assert "was compiled from other code: transformers.models.llama.modeling_llama" in logged
+    folder = tmp_path / "store"
+    assert call(tmp_path, folder, is_exchanged=True, folder=str(folder))[0] == 1
+    assert call(tmp_path, folder, is_exchanged=True)[0] == 1
+    loaded, logged = call(tmp_path, folder, is_exchanged=False)
+    assert loaded == 0
+    assert "was compiled from other code" in logged
