@@ -5,7 +5,7 @@ import builtins
 import inspect
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 import torch._dynamo.config
 import torch.compiler.config
 import torch.fx.experimental._config
+from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .caches import LAYER_INDEX
+from .checkpoints import RUN_AS_CAPTURED, as_in_eager
 from .constant_sizes import constant_sizes
 from .counting import tally
 from .graph_only import refuse
@@ -51,6 +53,8 @@ _INDICES = rf".*\b{LAYER_INDEX}\b"
 
 # Whether what is compiled now is compiled by `_settings`.
 _in_force: ContextVar[bool] = ContextVar("vgen_in_force", default=False)
+# Whether a core runs without settings, since something that was compiled probably fits.
+_is_tried: ContextVar[bool] = ContextVar("vgen_is_tried", default=False)
 # Whether the core that runs is for plain positions: see `positions`. Whatever another thread traces asks for itself.
 _plain: ContextVar[bool] = ContextVar("vgen_plain", default=False)
 
@@ -79,8 +83,14 @@ class _Ignored(set[Any]):
         return type(self), (self._listed, tuple(super().__iter__()))
 
 
-class _NotInForceError(Exception):
+class _NotInForceError(TorchDynamoException):
     """Dynamo compiles without the settings for cores."""
+
+
+def _refuse_to_trace(begun: CallbackArgs) -> None:
+    """Called by Dynamo before it traces. Without the settings that may take minutes: more sizes are symbols then."""
+    if _is_tried.get() and begun.callback_trigger is CallbackTrigger.DYNAMO:
+        raise _NotInForceError
 
 
 class CountingBackend:
@@ -173,9 +183,18 @@ class CompiledCore:
         """
         if self.backend.graphs:
             # Most calls compile nothing: they go without settings, which take longer to make than guards to check. Where Dynamo
-            # has nothing that fits, its attempt fails in the backend at the latest, and nothing ran.
-            with suppress(*COMPILE_ERRORS):
+            # has nothing that fits, its attempt fails before it begins, or in the backend while another thread compiles, and
+            # nothing ran.
+            if _refuse_to_trace not in callback_handler.start_callbacks:
+                # The first call, or `torch._dynamo.reset` forgot it.
+                callback_handler.register_start_callback(_refuse_to_trace)
+            token = _is_tried.set(True)
+            try:
                 return self._compiled(module, **arguments)
+            except COMPILE_ERRORS:
+                pass
+            finally:
+                _is_tried.reset(token)
         with _settings(
             self._limit,
             is_shared=self._is_shared,
@@ -338,7 +357,8 @@ def _resolve(options: Options, is_padded: bool, is_shared: bool) -> Callable[...
     if isinstance(options.backend, str):
         from torch._dynamo.backends.registry import lookup_backend
 
-        return lookup_backend(options.backend)
+        backend: Callable[..., Any] = lookup_backend(options.backend)
+        return as_in_eager(backend) if options.backend in RUN_AS_CAPTURED else backend
     return options.backend
 
 

@@ -63,6 +63,31 @@ def test_nothing_is_traced_a_second_time() -> None:
     assert not made[0].restart_reasons
 
 
+@torch.no_grad()
+def test_what_does_not_fit_is_traced_once_and_with_the_settings() -> None:
+    traced: list[bool] = []
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # untyped in PyTorch
+    def note() -> int:
+        traced.append(torch._dynamo.config.allow_rnn)
+        return 0
+
+    def noted(module: Any, x: torch.Tensor) -> torch.Tensor:
+        return core(module, x) + note()
+
+    compiled = CompiledCore(noted, tag="core", options=Options(backend="eager"), is_shared=False)
+    module, x = Attention(), torch.randn(2, 3, 5, 8)
+    for count in (1, 2, 3):
+        module.scale = 0.1 * count
+        torch.testing.assert_close(compiled(module, {"x": x}), core(module, x), rtol=0, atol=0)
+        compiled(module, {"x": x})
+        assert traced == [True] * count
+        # Forgets what was compiled, and who asked to be told of it.
+        torch._dynamo.reset()
+        compiled(module, {"x": x})
+        assert traced.pop()
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
