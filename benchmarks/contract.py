@@ -92,8 +92,7 @@ def _captured(step: Callable[[], None]) -> dict[str, Any]:
         seen.update(arguments)
         return module.core(**arguments)
 
-    # A benchmark may listen in on the class.
-    Region.__call__ = spy  # type: ignore[method-assign]
+    Region.__call__ = spy  # type: ignore[method-assign]  # a benchmark may listen in on the class
     try:
         step()
     finally:

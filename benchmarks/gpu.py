@@ -123,7 +123,9 @@ class Benchmark:
         self.arguments = arguments
         self.out = Path(arguments.out)
         self.begun = time.monotonic()
-        self.raw: dict[str, Any] = {"machine": machine(arguments), "arguments": vars(arguments), "models": {}}
+        # Where results go is of no interest to who reads them.
+        given = {name: value for name, value in vars(arguments).items() if name != "out"}
+        self.raw: dict[str, Any] = {"machine": machine(arguments), "arguments": given, "models": {}}
 
     def run(self) -> None:
         with tempfile.TemporaryDirectory() as work:

@@ -153,8 +153,7 @@ def _form(artifact: store.Artifact, core: Any, kinds: frozenset[type]) -> Form:
 def _unpickle(artifact: store.Artifact, core: Any) -> Any:
     import torch._inductor.config as inductor_config
 
-    # Their operators are called by what was compiled.
-    from . import decode_passes, graph_passes  # noqa: F401
+    from . import decode_passes, graph_passes  # noqa: F401 (what was compiled calls their operators)
 
     refs = {name: importlib.import_module(module) for name, module in artifact.header["refs"].items()}
     scope = vars(builtins) | core.__globals__ | refs

@@ -21,10 +21,12 @@ def as_in_eager(backend: Callable[..., Any]) -> Callable[..., Any]:
 
     def checkpointing(graph: GraphModule, example_inputs: list[torch.Tensor]) -> Any:
         for part in graph.modules():
-            for node in part.graph.nodes if isinstance(part, GraphModule) else ():
-                if node.target is torch.ops.higher_order.tag_activation_checkpoint:
-                    node.target = _checkpoint
-            if isinstance(part, GraphModule):
+            if not isinstance(part, GraphModule):
+                continue
+            found = part.graph.find_nodes(op="call_function", target=torch.ops.higher_order.tag_activation_checkpoint)
+            for node in found:
+                node.target = _checkpoint
+            if found:
                 part.recompile()
         return backend(graph, example_inputs)
 

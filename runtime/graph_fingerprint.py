@@ -45,14 +45,12 @@ class GraphFingerprint:
         self._tables: list[dict[str, Any]] = [
             table for each in modules for table in (each._modules, each._parameters, each._buffers)
         ]
-        contents = _Contents([*self._own, *self._hooks, *self._tables])
+        # Functions that the code of classes calls may be exchanged in its files' globals.
+        contents = _Contents([*self._own, *self._hooks, *self._tables, *_globals(modules)])
         for own in self._own:
             for name, value in own.items():
                 if name not in INTERNAL and not name.startswith("_vgen"):
                     contents.add(value)
-        # Functions that the code of classes calls may be exchanged in its files' globals.
-        for names in _globals(modules):
-            contents.add_names(names)
         # What the name of an attention implementation stands for.
         for registry in REGISTRIES:
             contents.add(registry._global_mapping)
@@ -122,18 +120,20 @@ class _Contents:
     """
 
     def __init__(self, dicts: list[dict[Any, Any]]) -> None:
-        self.dicts = dicts
-        self._seen = set(map(id, dicts))
-        self._lengths = list(map(len, dicts))
-        self._keys = list(chain.from_iterable(dicts))
-        self._values = list(chain.from_iterable(map(dict.values, dicts)))
+        self.dicts: list[dict[Any, Any]] = []
+        self._seen: set[int] = set()
+        self._lengths: list[int] = []
+        self._keys: list[Any] = []
+        self._values: list[Any] = []
         self._lists: list[list[Any]] = []
         self._list_lengths: list[int] = []
         self._listed: list[Any] = []
         self._sets: list[set[Any]] = []
         self._contained: list[set[Any]] = []
+        for each in dicts:
+            self._add_dict(each)
 
-    def add_names(self, names: dict[str, Any]) -> None:
+    def _add_dict(self, names: dict[Any, Any]) -> None:
         """Add a dict whose values aren't looked into."""
         self._seen.add(id(names))
         self.dicts.append(names)
@@ -151,7 +151,7 @@ class _Contents:
             for each in value:
                 self.add(each)
         elif isinstance(value, dict):
-            self.add_names(value)
+            self._add_dict(value)
             for each in value.values():
                 self.add(each)
         elif isinstance(value, list):

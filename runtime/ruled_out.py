@@ -27,7 +27,7 @@ def ruled_out(module: Any, *, is_packed: bool, is_rotary: bool) -> str | None:
         return "it runs inside a torch.func transform"
     if forward_ad._current_level >= 0:
         return "it runs inside forward-mode differentiation"
-    if torch._C._len_torch_function_stack() and not all(map(_is_default_device, _function_modes())):
+    if torch._C._len_torch_function_stack() and _has_function_mode():
         return "it runs inside a TorchFunctionMode"
     if is_packed:
         implementation = getattr(config_of(module), "_attn_implementation", None) or "eager"
@@ -43,13 +43,10 @@ def ruled_out(module: Any, *, is_packed: bool, is_rotary: bool) -> str | None:
     return None
 
 
-def _function_modes() -> list[Any]:
-    return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]
-
-
-def _is_default_device(mode: Any) -> bool:
-    """Whether a mode is what `torch.device` and `torch.set_default_device` put there, which Dynamo traces."""
-    return isinstance(mode, DeviceContext)
+def _has_function_mode() -> bool:
+    """Whether there is a mode other than that of `torch.device` and `torch.set_default_device`, which Dynamo traces."""
+    places = range(torch._C._len_torch_function_stack())
+    return not all(isinstance(torch._C._get_function_stack_at(place), DeviceContext) for place in places)
 
 
 def looks_both_ways(module: Any) -> bool:
